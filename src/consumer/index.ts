@@ -1,0 +1,9 @@
+export type {
+  Batch,
+  Membership,
+  PartitionBounds,
+  Source,
+  SourceMessage,
+  Subscription,
+  TopicPartition,
+} from './source.ts';

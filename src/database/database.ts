@@ -1,0 +1,47 @@
+/** The result of a statement, as far as Turnout reads it; the result of `pg` fits. */
+export interface QueryResultLike<Row> {
+  readonly rows: Row[];
+  /** Rows changed or returned; null for statements that have no count. */
+  readonly rowCount: number | null;
+}
+
+/** Anything that runs SQL with `$1` parameters. A `PoolClient` of `pg` fits as it is. */
+export interface Queryable {
+  query<Row = Record<string, unknown>>(text: string, values?: unknown[]): Promise<QueryResultLike<Row>>;
+}
+
+/** One connection, held until it is released. */
+export interface Session extends Queryable {
+  /** Runs a statement and gives rows as arrays of text or null, with nothing parsed: the fast way for the relay. */
+  queryText(text: string, values?: unknown[]): Promise<(string | null)[][]>;
+  /** Resolves when the connection is lost; never rejects. */
+  readonly lost: Promise<void>;
+  /** Gives the connection back; with `destroy`, closes it instead (session settings and locks go with it). Called twice, does nothing. */
+  release(destroy?: boolean): void;
+}
+
+/**
+ * A Postgres database, as the user's own library reaches it. `Tx` is what that library calls a transaction
+ * (`PoolClient`, `EntityManager`), and is what handlers and `turnout.transaction()` are given.
+ */
+export interface Database<Tx = unknown> {
+  /** A connection of its own, for locks and settings that live as long as a session. Throws TURNOUT_DATABASE_UNREACHABLE, TURNOUT_POOL_TIMEOUT. */
+  connect(): Promise<Session>;
+  /** One statement on any connection, committed when it resolves. */
+  query<Row = Record<string, unknown>>(text: string, values?: unknown[]): Promise<QueryResultLike<Row>>;
+  /**
+   * Begins a transaction, runs `work`, commits when it resolves and rolls back when it rejects. While `work` runs,
+   * bound pools (see `turnout/pg`, `turnout/typeorm`) of the same database join the transaction.
+   * Rejects with TURNOUT_TRANSACTION_ABORTED if the commit turned out to be a rollback.
+   */
+  transaction<Result>(work: (tx: Tx) => Promise<Result>): Promise<Result>;
+  /** Statements inside an open transaction of the user's. Throws TURNOUT_TRANSACTION_REQUIRED where it can be known that none is open. */
+  within(tx: Tx): Queryable;
+  /**
+   * Runs one of two functions when the user's own transaction has ended, if the library can tell.
+   * Gives false if it can't: then the caller has to say so (`turnout.deliver`).
+   */
+  whenEnded(tx: Tx, ended: { committed: () => void; rolledBack: () => void }): boolean;
+  /** The most connections there can be at once, if known. */
+  readonly maxConnections: number | undefined;
+}

@@ -1,0 +1,1 @@
+export type { Database, Queryable, QueryResultLike, Session } from './database.ts';

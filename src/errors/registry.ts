@@ -1,0 +1,163 @@
+/** What is known of an error code: whether the same attempt may succeed later, and what the reader can do. */
+export interface ErrorKind {
+  readonly retryable: boolean;
+  /** The second half of the message: what to do. */
+  readonly remedy: string;
+  /** The SQLSTATE under which Turnout's SQL functions raise it. */
+  readonly sqlState?: string;
+}
+
+/**
+ * Every error Turnout raises. A code is for ever: it is never renamed, and never used for something else.
+ * `docs/errors.md` lists the same codes; a test holds the two together.
+ */
+export const errorKinds = {
+  // Definitions and configuration
+  TURNOUT_DEFINITION_INVALID: { retryable: false, remedy: 'Correct the definition at the path given.' },
+  TURNOUT_CONFIG_INVALID: { retryable: false, remedy: 'Correct turnout.config.ts as the message says.' },
+  TURNOUT_SOURCE_UNREGISTERED: {
+    retryable: false,
+    sqlState: 'TU001',
+    remedy: 'Run `turnout topics apply` with a configuration that names this source.',
+  },
+  TURNOUT_SWITCHOVER_UNKNOWN: {
+    retryable: false,
+    sqlState: 'TU002',
+    remedy: 'Create it with `turnout switch <name> rpc` before code that passes it is deployed.',
+  },
+  TURNOUT_EVENT_TYPE_UNREGISTERED: {
+    retryable: false,
+    sqlState: 'TU003',
+    remedy: 'Run `turnout topics apply` with a configuration that lists this event type and version, then deploy the publisher.',
+  },
+  TURNOUT_TOPIC_PARTITIONS_CHANGED: {
+    retryable: false,
+    sqlState: 'TU007',
+    remedy: 'Keep the recorded count: another one moves keys to other partitions and breaks their order.',
+  },
+  TURNOUT_EVENT_TYPE_CHANGED: {
+    retryable: false,
+    sqlState: 'TU008',
+    remedy: 'Keep topic and order of a released event type; publish a new version or name instead.',
+  },
+  TURNOUT_SWITCHOVER_INVALID: { retryable: false, sqlState: 'TU010', remedy: 'Correct the definition of the switchover.' },
+
+  // Publishing
+  TURNOUT_EVENT_DATA_INVALID: {
+    retryable: false,
+    sqlState: 'TU009',
+    remedy: 'Correct the data at the path given; nothing was written.',
+  },
+  TURNOUT_PAYLOAD_TOO_LARGE: {
+    retryable: false,
+    sqlState: 'TU004',
+    remedy: 'Send ids and a link (a notification) instead of the whole state, or raise maxBytes of the topic and of the broker.',
+  },
+  TURNOUT_KEY_MISSING: {
+    retryable: false,
+    sqlState: 'TU005',
+    remedy: "Give the event a key, or define its type with order: 'none'.",
+  },
+  TURNOUT_TOO_MANY_KEYS: {
+    retryable: false,
+    sqlState: 'TU006',
+    remedy: 'Publish in several transactions: each key takes a lock, and the lock table of Postgres is finite.',
+  },
+  TURNOUT_TRANSACTION_REQUIRED: {
+    retryable: false,
+    remedy: 'Pass the client or entity manager of an open transaction, or use turnout.transaction().',
+  },
+  TURNOUT_TRANSACTION_ABORTED: {
+    retryable: false,
+    remedy: 'An earlier statement of the transaction failed and was swallowed; let its error through. The commit was a rollback.',
+  },
+
+  // Switchover
+  TURNOUT_STAGE_UNKNOWN: { retryable: false, sqlState: 'TU011', remedy: 'Use one of rpc, shadow, ramp, event, done.' },
+  TURNOUT_REASON_MISSING: { retryable: false, sqlState: 'TU012', remedy: 'Say why, with --reason; the history keeps it.' },
+  TURNOUT_STAGE_UNAVAILABLE: { retryable: false, sqlState: 'TU013', remedy: 'Use stage rpc or event.' },
+  TURNOUT_SINCE_MISSING: {
+    retryable: false,
+    sqlState: 'TU014',
+    remedy: 'Start the consumer (`turnout consume <name>`), run `turnout switch <name> rpc` again, then promote.',
+  },
+  TURNOUT_CHECKS_MISSING: {
+    retryable: false,
+    sqlState: 'TU015',
+    remedy: 'Promote with --force and a --reason.',
+  },
+  TURNOUT_UNDECLARED_PUBLISHERS: {
+    retryable: true,
+    sqlState: 'TU016',
+    remedy: 'Deploy the switchover to every publisher first, or promote with --force and a --reason.',
+  },
+  TURNOUT_ROUTES_MALFORMED: {
+    retryable: false,
+    remedy: 'The message was not written by Turnout, or was changed on its way; find out by whom before the consumer goes on.',
+  },
+  TURNOUT_EFFECT_KEY_REUSED: {
+    retryable: false,
+    remedy: 'An effect key belongs to one event and one body; find the caller that uses it for another.',
+  },
+  TURNOUT_EFFECT_RUNNING: { retryable: true, remedy: 'Ask again shortly; the same effect or key is being applied.' },
+  TURNOUT_EFFECT_EARLY: { retryable: true, remedy: 'Send the missing events of the key first.' },
+  TURNOUT_GATE_HALTED: {
+    retryable: false,
+    remedy: 'The key has an event that is older than its last one and was never seen; look at turnout.alarm before it goes on.',
+  },
+  TURNOUT_RPC_FAILED: { retryable: true, remedy: 'The call is kept and will be made again.' },
+  TURNOUT_UNAUTHENTICATED: { retryable: false, remedy: 'Send the credentials that the endpoint’s authenticate() expects.' },
+
+  // Envelope
+  TURNOUT_ENVELOPE_MALFORMED: {
+    retryable: false,
+    remedy: 'The message is not a CloudEvent in Kafka binary mode; keep topics of Turnout for its events.',
+  },
+
+  // Databases and migrations
+  TURNOUT_DATABASE_UNREACHABLE: { retryable: true, remedy: 'Check address, credentials and that the server accepts connections.' },
+  TURNOUT_MIGRATION_MISSING: { retryable: false, remedy: 'Run `turnout migrate` against this database.' },
+  TURNOUT_MIGRATION_CHANGED: {
+    retryable: false,
+    remedy: 'A released migration never changes: restore the file, and put the change into a new one.',
+  },
+  TURNOUT_DATABASE_NEWER: { retryable: false, remedy: 'Deploy a version of Turnout that knows these migrations.' },
+  TURNOUT_POOL_TOO_SMALL: { retryable: false, remedy: 'Raise `max` of the pool, or lower the concurrency.' },
+  TURNOUT_POOL_TIMEOUT: {
+    retryable: true,
+    remedy: 'All connections of the pool are taken; raise `max`, or make handlers join the transaction instead of opening another.',
+  },
+
+  // Broker, relay, consumer
+  TURNOUT_BROKER_UNREACHABLE: { retryable: true, remedy: 'Check the broker addresses and that the cluster is up.' },
+  TURNOUT_TOPIC_MISSING: { retryable: false, remedy: 'Run `turnout topics apply`.' },
+  TURNOUT_PARTITIONS_MISMATCH: {
+    retryable: false,
+    remedy: 'The broker has another partition count than turnout.topic records; bring them together before events are published.',
+  },
+  TURNOUT_SEQUENCE_CACHED: {
+    retryable: false,
+    remedy: 'Run `alter sequence turnout.outbox_seq_seq cache 1`: with a larger cache the order of keys is lost.',
+  },
+  TURNOUT_RELAY_FENCED: { retryable: true, remedy: 'Another relay has taken over; this one steps down and stands by.' },
+  TURNOUT_PUBLISH_FAILED: { retryable: true, remedy: 'The relay replays the tick from its start once the broker answers.' },
+  TURNOUT_DATABASE_REWOUND: {
+    retryable: false,
+    remedy: 'The topic holds events that this database does not know (a restore, or a promotion that lost transactions); run `turnout relay rebase` when you know why.',
+  },
+  TURNOUT_POSITION_OUT_OF_RANGE: {
+    retryable: false,
+    remedy: 'The log no longer holds (or never held) this position; decide where to go on, nothing is skipped by itself.',
+  },
+  TURNOUT_PARTITION_FENCED: { retryable: true, remedy: 'Another process owns the partition now; this one has rolled back.' },
+  TURNOUT_UNKNOWN_REPEAT: {
+    retryable: false,
+    remedy: 'An event at or below the last sequence was never seen here; look at turnout.alarm before the consumer goes on.',
+  },
+  TURNOUT_HANDLER_FAILED: { retryable: true, remedy: 'It is tried again, then parked with the later events of its key.' },
+  TURNOUT_HANDLER_MISSING: { retryable: false, remedy: 'Name the consumer in the configuration and export its definition.' },
+  TURNOUT_FAILPOINT_UNKNOWN: { retryable: false, remedy: 'Use one of the names in src/lifecycle/failpoints.ts.' },
+} as const satisfies Record<string, ErrorKind>;
+
+/** Stable identifier of an error; branch on it, never on a message. */
+export type ErrorCode = keyof typeof errorKinds;
