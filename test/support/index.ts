@@ -1,0 +1,10 @@
+export { startPostgres, type Postgres, type PostgresOptions } from './postgres.ts';
+export { startKafka, type Kafka, type KafkaOptions } from './kafka.ts';
+export { startRedis, type Redis } from './redis.ts';
+export type { Part, PartOptions } from './part.ts';
+export { PartMissingError, type PartSource } from './choice.ts';
+export { waitFor, type WaitOptions } from './wait-for.ts';
+export { freePort } from './free-port.ts';
+export { uniqueName } from './unique-name.ts';
+export { createDatabase, type Database, type DatabaseOptions, type DatabaseTemplate } from './database.ts';
+export { spawnNode, type Exit, type NodeProcess } from './spawn-node.ts';

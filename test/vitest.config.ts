@@ -1,0 +1,41 @@
+import { fileURLToPath } from 'node:url';
+import { defineConfig } from 'vitest/config';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+
+// The same names that `paths` in tsconfig.json gives to tsc and tsx, the longest first.
+const alias = [
+  { find: /^turnout\/testing$/, replacement: `${root}src/testing/index.ts` },
+  { find: /^turnout\/([a-z-]+)$/, replacement: `${root}adapters/$1/index.ts` },
+  { find: /^turnout$/, replacement: `${root}src/index.ts` },
+];
+
+export default defineConfig({
+  root,
+  resolve: { alias },
+  test: {
+    reporters: ['default'],
+    teardownTimeout: 60_000,
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: 'unit',
+          include: ['test/unit/**/*.test.ts'],
+          testTimeout: 10_000,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: 'integration',
+          include: ['test/{integration,contracts,faults}/**/*.test.ts'],
+          globalSetup: ['test/support/global-setup.ts'],
+          pool: 'forks',
+          testTimeout: 60_000,
+          hookTimeout: 120_000,
+        },
+      },
+    ],
+  },
+});
