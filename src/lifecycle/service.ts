@@ -5,7 +5,8 @@
  *   running, if it can't. Called again while starting or running, it gives the same promise.
  * - `stop` asks it to finish what it holds and resolves when nothing of it runs any more. It never rejects, may be
  *   called at any time, also before or during `start`, and as often as one likes. A stopped service may be started again.
- * - `failed` resolves with the error if the running service ends by itself; it never rejects, and after `stop` it resolves with undefined.
+ * - `failed` resolves with the error if the running service ends by itself; it never rejects,
+ *   keeps the error until the next `start`, and resolves with undefined after `stop`.
  */
 export interface Service {
   readonly name: string;
@@ -21,6 +22,7 @@ interface Life {
   readonly abort: AbortController;
   readonly started: Promise<void>;
   readonly ended: Promise<unknown>;
+  over: boolean;
 }
 
 /**
@@ -47,11 +49,11 @@ export function service(name: string, run: Run): Service {
       () => undefined,
       (error: unknown) => (abort.signal.aborted ? undefined : error),
     );
-    const started = Promise.race([ready, running]).finally(() => undefined);
+    const started = Promise.race([ready, running]);
     started.catch(() => undefined);
-    const current: Life = { abort, started, ended };
+    const current: Life = { abort, started, ended, over: false };
     void ended.then(() => {
-      if (life === current) life = undefined;
+      current.over = true;
     });
     return current;
   }
@@ -59,14 +61,12 @@ export function service(name: string, run: Run): Service {
   return {
     name,
     start() {
-      life ??= begin();
+      if (life === undefined || life.over) life = begin();
       return life.started;
     },
     async stop() {
-      const current = life;
-      if (current === undefined) return;
-      current.abort.abort();
-      await current.ended;
+      life?.abort.abort();
+      await life?.ended;
     },
     async failed() {
       return life?.ended;
