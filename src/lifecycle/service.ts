@@ -2,7 +2,8 @@
  * Anything that runs until it is stopped: a relay, a consumer, a sweeper.
  *
  * - `start` resolves once the service does its work (a standby relay counts as started), and rejects, with nothing left
- *   running, if it can't. Called again while starting or running, it gives the same promise.
+ *   running, if it can't. Called again while starting or running, it starts nothing
+ *   twice; called while stopping, it starts anew once that is done.
  * - `stop` asks it to finish what it holds and resolves when nothing of it runs any more. It never rejects, may be
  *   called at any time, also before or during `start`, and as often as one likes. A stopped service may be started again.
  * - `failed` resolves with the error if the running service ends by itself; it never rejects,
@@ -60,7 +61,9 @@ export function service(name: string, run: Run): Service {
 
   return {
     name,
-    start() {
+    async start() {
+      // A start that comes while the last life still ends belongs to the next one.
+      while (life !== undefined && life.abort.signal.aborted && !life.over) await life.ended;
       if (life === undefined || life.over) life = begin();
       return life.started;
     },

@@ -58,6 +58,16 @@ describe('service', () => {
     await doomed.stop();
   });
 
+  it('starts anew when asked while it is stopping', async () => {
+    const probed = probe();
+    await probed.start();
+    const stopped = probed.stop();
+    await probed.start();
+    await stopped;
+    expect(probed.running).toBe(1);
+    await probed.stop();
+  });
+
   it('does not wait for a start that was overtaken by a stop', async () => {
     const slow = service('slow', async (signal) => {
       await sleep(60_000, signal);
