@@ -36,6 +36,33 @@ export default defineConfig({
           hookTimeout: 120_000,
         },
       },
+      {
+        // `expectTypeOf` and `@ts-expect-error`, judged by the compiler; nothing of it runs.
+        extends: true,
+        test: {
+          name: 'types',
+          include: [],
+          typecheck: {
+            enabled: true,
+            only: true,
+            checker: 'tsc',
+            include: ['test/types/**/*.test-d.ts'],
+            tsconfig: 'test/tsconfig.json',
+            // Those are `npm run typecheck`'s to report.
+            ignoreSourceErrors: true,
+          },
+        },
+      },
+      {
+        // The linter's rules, and the packed tarball in projects of its users.
+        extends: true,
+        test: {
+          name: 'tooling',
+          include: ['test/tooling/**/*.test.ts'],
+          testTimeout: 180_000,
+          hookTimeout: 240_000,
+        },
+      },
     ],
   },
 });

@@ -2,7 +2,15 @@ import { existsSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { Client, type Pool } from 'pg';
 import { afterAll, describe, expect, test } from 'vitest';
-import { createDatabase, freePort, spawnNode, startPostgres, startRedis, uniqueName, waitFor } from '../support/index.ts';
+import {
+  createDatabase,
+  freePort,
+  spawnNode,
+  startPostgres,
+  startRedis,
+  uniqueName,
+  waitFor,
+} from '../support/index.ts';
 import { database, sharedKafka, sharedPostgres } from '../support/vitest.ts';
 
 const partsProcess = new URL('../support/fixtures/parts-process.ts', import.meta.url);
@@ -24,11 +32,14 @@ describe('databases', () => {
     prepare: async (url: string) => {
       const client = new Client({ connectionString: url });
       await client.connect();
-      await client.query('create table prepared (at timestamptz default clock_timestamp()); insert into prepared default values');
+      await client.query(
+        'create table prepared (at timestamptz default clock_timestamp()); insert into prepared default values',
+      );
       await client.end();
     },
   };
-  const preparedAt = async (pool: Pool): Promise<Date> => (await pool.query<{ at: Date }>('select at from prepared')).rows[0]!.at;
+  const preparedAt = async (pool: Pool): Promise<Date> =>
+    (await pool.query<{ at: Date }>('select at from prepared')).rows[0]!.at;
 
   test('are cloned from a template that is prepared once', async () => {
     const [one, other] = await Promise.all([database({ template }), database({ template })]);
@@ -117,10 +128,10 @@ describe('private instances', () => {
     if (way === 'return') expect(code).toBe(0);
     if (way === 'throw') expect(child.output).toMatch(/log of \S+ was kept/);
     for (const [, kept] of child.output.matchAll(/was kept: (\S+)/g)) rmSync(kept!);
-    await waitFor(
-      () => parts.every(({ pid, logFile }) => !isAlive(pid) && !existsSync(dirname(logFile))),
-      { deadlineMs: 15_000, what: 'servers and directories to be gone' },
-    );
+    await waitFor(() => parts.every(({ pid, logFile }) => !isAlive(pid) && !existsSync(dirname(logFile))), {
+      deadlineMs: 15_000,
+      what: 'servers and directories to be gone',
+    });
   });
 });
 

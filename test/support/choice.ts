@@ -2,10 +2,12 @@
 export type PartSource = 'environment' | 'docker' | 'local' | 'embedded';
 
 /** The order in which sources are tried. */
-export const partSources: readonly PartSource[] = ['environment', 'docker', 'local', 'embedded'];
+const partSources: readonly PartSource[] = ['environment', 'docker', 'local', 'embedded'];
 
 /** What was found when a source was looked at: usable, or what is missing and how to get it. */
-export type Finding = { readonly usable: true } | { readonly usable: false; readonly missing: string; readonly remedy: string };
+export type Finding =
+  | { readonly usable: true }
+  | { readonly usable: false; readonly missing: string; readonly remedy: string };
 
 /** Findings by source; a source that was not looked at, or that a part doesn't have, is absent. */
 export type Findings = Partial<Record<PartSource, Finding>>;
@@ -48,7 +50,10 @@ export function allowedSources(
   available: readonly PartSource[],
   wish: { readonly environment?: string | undefined; readonly restartable?: boolean | undefined },
 ): readonly PartSource[] {
-  const named = wish.environment?.split(',').map((word) => word.trim()).filter((word) => word !== '');
+  const named = wish.environment
+    ?.split(',')
+    .map((word) => word.trim())
+    .filter((word) => word !== '');
   const unknown = named?.filter((word) => !partSources.some((source) => source === word)) ?? [];
   if (unknown.length > 0) {
     throw new Error(`TURNOUT_PARTS names ${unknown.join(', ')}: use ${partSources.join(', ')}, separated by commas.`);

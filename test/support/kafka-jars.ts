@@ -38,10 +38,19 @@ export async function kafkaJars(maven: string | undefined, report: (message: str
   const partial = mkdtempSync(join(home, 'partial-'));
   try {
     writeFileSync(join(partial, 'pom.xml'), pom);
-    const args = ['-B', '-q', 'dependency:copy-dependencies', '-DincludeScope=runtime', `-DoutputDirectory=${join(partial, 'lib')}`];
+    const args = [
+      '-B',
+      '-q',
+      'dependency:copy-dependencies',
+      '-DincludeScope=runtime',
+      `-DoutputDirectory=${join(partial, 'lib')}`,
+    ];
     await run(maven, args, { cwd: partial, maxBuffer: 16 * 1024 * 1024 }).catch((cause: unknown) => {
       const said = (cause as { stdout?: string }).stdout?.trim().split('\n').slice(0, 10).join('\n  ');
-      throw new Error(`Maven could not fetch Apache Kafka ${kafkaVersion}: check the network and Maven's settings.xml.\n  ${said}`, { cause });
+      throw new Error(
+        `Maven could not fetch Apache Kafka ${kafkaVersion}: check the network and Maven's settings.xml.\n  ${said}`,
+        { cause },
+      );
     });
     try {
       renameSync(join(partial, 'lib'), join(home, 'lib'));

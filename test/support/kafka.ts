@@ -150,13 +150,27 @@ async function fromJars(options: KafkaOptions, report: (message: string) => void
         'log.dirs': join(server.directory, 'data'),
         ...brokerSettings(options),
       };
-      writeFileSync(config, Object.entries(settings).map(([name, value]) => `${name}=${value}\n`).join(''));
+      writeFileSync(
+        config,
+        Object.entries(settings)
+          .map(([name, value]) => `${name}=${value}\n`)
+          .join(''),
+      );
       const logging = join(server.directory, 'log4j2.properties');
       writeFileSync(logging, logToStandardOutput);
       const java17 = ['-cp', join(jars, '*'), `-Dlog4j2.configurationFile=${logging}`, '-Djava.awt.headless=true'];
       report(`Formatting Apache Kafka's storage`);
       const clusterId = randomBytes(16).toString('base64url');
-      await server.run(java, [...java17, '-XX:TieredStopAtLevel=1', 'kafka.tools.StorageTool', 'format', '-t', clusterId, '-c', config]);
+      await server.run(java, [
+        ...java17,
+        '-XX:TieredStopAtLevel=1',
+        'kafka.tools.StorageTool',
+        'format',
+        '-t',
+        clusterId,
+        '-c',
+        config,
+      ]);
       report(`Starting Apache Kafka ${kafkaVersion} on port ${clients}`);
       await server.start({
         program: java,
@@ -195,12 +209,14 @@ rootLogger.appenderRef.out.ref=out
 `;
 
 async function lookForJava(): Promise<Finding> {
-  const remedy = 'install Java 17 or later and Maven (apt-get install openjdk-17-jre-headless maven, brew install openjdk maven)';
+  const remedy =
+    'install Java 17 or later and Maven (apt-get install openjdk-17-jre-headless maven, brew install openjdk maven)';
   const java = findJava();
   if (!java) return { usable: false, missing: 'no java on PATH, and JAVA_HOME names none', remedy };
   const version = Number(/version "(\d+)/.exec(await outputOf(java, ['-version']))?.[1]);
   if (!(version >= 17)) return { usable: false, missing: `${java} is Java ${version}, 17 is needed`, remedy };
-  if (!cachedKafkaJars() && !findProgram('mvn')) return { usable: false, missing: 'no mvn on PATH to fetch Apache Kafka', remedy };
+  if (!cachedKafkaJars() && !findProgram('mvn'))
+    return { usable: false, missing: 'no mvn on PATH to fetch Apache Kafka', remedy };
   return { usable: true };
 }
 

@@ -12,7 +12,11 @@ const run = promisify(execFile);
 export function lookAtEnvironment(variable: string, example: string): Finding {
   return process.env[variable]
     ? { usable: true }
-    : { usable: false, missing: `${variable} is not set`, remedy: `set ${variable}, for instance ${variable}=${example}` };
+    : {
+        usable: false,
+        missing: `${variable} is not set`,
+        remedy: `set ${variable}, for instance ${variable}=${example}`,
+      };
 }
 
 /** Looks for a Docker engine that answers; the `docker` command alone proves nothing. */

@@ -132,10 +132,26 @@ async function fromBinaries(
     async (server) => {
       const data = join(server.directory, 'data');
       report('Creating a PostgreSQL cluster');
-      await server.run(usable.initdb, ['-D', data, '-U', 'postgres', '-A', 'trust', '-E', 'UTF8', '--no-locale', '--no-sync']);
+      await server.run(usable.initdb, [
+        '-D',
+        data,
+        '-U',
+        'postgres',
+        '-A',
+        'trust',
+        '-E',
+        'UTF8',
+        '--no-locale',
+        '--no-sync',
+      ]);
       const port = await freePort();
       report(`Starting PostgreSQL on port ${port}`);
-      const settings = { listen_addresses: '127.0.0.1', unix_socket_directories: '', port: String(port), ...serverSettings(options) };
+      const settings = {
+        listen_addresses: '127.0.0.1',
+        unix_socket_directories: '',
+        port: String(port),
+        ...serverSettings(options),
+      };
       await server.start({
         program: usable.postgres,
         args: ['-D', data, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])],
@@ -188,7 +204,8 @@ function unprivilegedUser(): ServerUser | undefined {
   if (process.getuid?.() !== 0) return undefined;
   for (const name of ['postgres', 'nobody']) {
     try {
-      const id = (flag: string): number => Number(execFileSync('id', [flag, name], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }));
+      const id = (flag: string): number =>
+        Number(execFileSync('id', [flag, name], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }));
       return { uid: id('-u'), gid: id('-g') };
     } catch {
       // No such user here.

@@ -1,5 +1,16 @@
 import { spawn, type ChildProcess } from 'node:child_process';
-import { chownSync, closeSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, statSync } from 'node:fs';
+import {
+  chownSync,
+  closeSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { waitFor } from './wait-for.ts';
@@ -30,11 +41,11 @@ export interface PrivateServer {
   readonly logFile: string;
   readonly pid: number | undefined;
   /** Runs a program to its end in the server's directory, its output in the log; rejects if it fails. */
-  run(program: string, args: readonly string[]): Promise<void>;
-  start(command: ServerCommand): Promise<void>;
-  kill(): Promise<void>;
-  restart(): Promise<void>;
-  stop(options?: { readonly keepLogs?: boolean }): Promise<void>;
+  readonly run: (program: string, args: readonly string[]) => Promise<void>;
+  readonly start: (command: ServerCommand) => Promise<void>;
+  readonly kill: () => Promise<void>;
+  readonly restart: () => Promise<void>;
+  readonly stop: (options?: { readonly keepLogs?: boolean }) => Promise<void>;
 }
 
 const running = new Set<{ name: string; logFile: string }>();
@@ -53,7 +64,12 @@ export function privateServer(name: string, user?: ServerUser): PrivateServer {
   let child: ChildProcess | undefined;
   let command: ServerCommand | undefined;
 
-  const launch = (program: string, args: readonly string[], signal: NodeJS.Signals, env?: Readonly<Record<string, string>>): ChildProcess => {
+  const launch = (
+    program: string,
+    args: readonly string[],
+    signal: NodeJS.Signals,
+    env?: Readonly<Record<string, string>>,
+  ): ChildProcess => {
     const output = openSync(logFile, 'a');
     try {
       const started = spawn(program, args, {
@@ -183,7 +199,8 @@ export async function startOnFreePorts<T>(
     try {
       return { server, started: await start(server) };
     } catch (error) {
-      const portTaken = error instanceof Error && /address already in use|could not bind|BindException/i.test(error.message);
+      const portTaken =
+        error instanceof Error && /address already in use|could not bind|BindException/i.test(error.message);
       await server.stop({ keepLogs: !portTaken });
       if (!portTaken || attempt === 3) throw error;
     }

@@ -47,7 +47,14 @@ export async function startRedis(options: PartOptions = {}): Promise<Redis> {
 }
 
 function fromEnvironment(url: string): Redis {
-  return { name: 'Redis', version: 'unknown', source: 'environment', url, stop: () => Promise.resolve(), ...notOurs('Redis', 'environment') };
+  return {
+    name: 'Redis',
+    version: 'unknown',
+    source: 'environment',
+    url,
+    stop: () => Promise.resolve(),
+    ...notOurs('Redis', 'environment'),
+  };
 }
 
 async function fromDocker(report: (message: string) => void): Promise<Redis> {
@@ -105,5 +112,9 @@ async function fromBinary(report: (message: string) => void): Promise<Redis> {
 function lookForLocal(): Finding {
   return findProgram('redis-server')
     ? { usable: true }
-    : { usable: false, missing: 'no redis-server on PATH', remedy: 'install Redis (apt-get install redis-server, brew install redis)' };
+    : {
+        usable: false,
+        missing: 'no redis-server on PATH',
+        remedy: 'install Redis (apt-get install redis-server, brew install redis)',
+      };
 }

@@ -94,7 +94,9 @@ export function spawnNode(
       return output;
     },
     async line(pattern, { deadlineMs = 10_000 } = {}) {
-      const found = await waitFor(() => nextMatch(pattern) ?? (closed && 'ended'), { deadlineMs, everyMs: 5 }).catch(() => 'nothing');
+      const found = await waitFor(() => nextMatch(pattern) ?? (closed && 'ended'), { deadlineMs, everyMs: 5 }).catch(
+        () => 'nothing',
+      );
       if (typeof found !== 'string') return found;
       const why = found === 'ended' ? 'the process ended first' : `${deadlineMs} ms passed`;
       throw new Error(`No line matches ${pattern}: ${why}. ${path} wrote:\n${output}`);

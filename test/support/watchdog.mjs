@@ -46,9 +46,9 @@ function survivors() {
 
 async function cleanUp() {
   for (const [pid, { signal }] of survivors().toReversed()) signalProcess(pid, signal);
-  for (const deadline = Date.now() + 5_000; survivors().length > 0 && Date.now() < deadline; ) await delay(20);
+  for (const deadline = Date.now() + 5_000; survivors().length > 0 && Date.now() < deadline;) await delay(20);
   for (const [pid] of survivors()) signalProcess(pid, 'SIGKILL');
-  for (const deadline = Date.now() + 5_000; survivors().length > 0 && Date.now() < deadline; ) await delay(20);
+  for (const deadline = Date.now() + 5_000; survivors().length > 0 && Date.now() < deadline;) await delay(20);
   for (const directory of directories) {
     rmSync(directory, { recursive: true, force: true, maxRetries: 5, retryDelay: 100 });
   }

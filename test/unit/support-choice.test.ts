@@ -31,7 +31,13 @@ describe('the choice of a source', () => {
     const error = await findSource('Apache Kafka', looks, ['docker', 'local']).catch((reason: unknown) => reason);
     expect(error).toBeInstanceOf(PartMissingError);
     const { message } = error as PartMissingError;
-    for (const word of ['Apache Kafka', 'no Docker engine answers', 'start Docker', 'no java on PATH', 'install Java 17']) {
+    for (const word of [
+      'Apache Kafka',
+      'no Docker engine answers',
+      'start Docker',
+      'no java on PATH',
+      'install Java 17',
+    ]) {
       expect(message).toContain(word);
     }
   });

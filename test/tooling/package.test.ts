@@ -1,0 +1,160 @@
+// What users get: the packed tarball, checked by publint and attw, installed and used in an ESM and a CommonJS project.
+import { execFile } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+
+const run = promisify(execFile);
+const root = fileURLToPath(new URL('../..', import.meta.url));
+const bin = join(root, 'node_modules/.bin');
+
+interface Manifest {
+  readonly exports: Readonly<Record<string, unknown>>;
+  readonly devDependencies: Readonly<Record<string, string>>;
+  readonly peerDependencies: Readonly<Record<string, string>>;
+}
+const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Manifest;
+const entries = Object.keys(manifest.exports)
+  .filter((path) => path !== './package.json')
+  .map((path) => `turnout${path.slice(1)}`);
+/** What works with no third-party library installed: everything but the adapters that are named after one. */
+const bareEntries = entries.filter((entry) => !(entry.slice('turnout/'.length) in manifest.peerDependencies));
+
+const workspace = mkdtempSync(join(tmpdir(), 'turnout-package-'));
+afterAll(() => rmSync(workspace, { recursive: true, force: true }));
+
+async function command(program: string, args: readonly string[], cwd: string): Promise<string> {
+  try {
+    return (await run(program, args, { cwd, maxBuffer: 64 * 1024 * 1024 })).stdout;
+  } catch (error) {
+    const { stdout = '', stderr = '' } = error as { stdout?: string; stderr?: string };
+    throw new Error(`${program} ${args.join(' ')} failed:\n${stdout}\n${stderr}`, { cause: error });
+  }
+}
+
+/** Packed in a copy, so that `dist` in the checkout stays as it is. */
+async function pack(): Promise<string> {
+  const copy = join(workspace, 'checkout');
+  mkdirSync(copy);
+  for (const path of [
+    'package.json',
+    'tsconfig.json',
+    'src',
+    'adapters',
+    'migrations',
+    'README.md',
+    'CHANGELOG.md',
+    'LICENSE',
+  ]) {
+    if (existsSync(join(root, path))) cpSync(join(root, path), join(copy, path), { recursive: true });
+  }
+  symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'));
+  await command('npm', ['pack', '--silent', '--pack-destination', workspace], copy);
+  return join(workspace, 'turnout-0.1.0.tgz');
+}
+
+async function project(name: string, type: 'module' | 'commonjs', dependencies: readonly string[]): Promise<string> {
+  const directory = join(workspace, name);
+  mkdirSync(directory);
+  writeFileSync(join(directory, 'package.json'), JSON.stringify({ name, private: true, type }));
+  const flags = ['--prefer-offline', '--no-audit', '--no-fund', '--ignore-scripts', '--silent'];
+  await command('npm', ['install', ...flags, tarball, ...dependencies], directory);
+  return directory;
+}
+
+function libraries(names: readonly string[]): string[] {
+  return names.map((name) => `${name}@${manifest.devDependencies[name] ?? 'latest'}`);
+}
+
+let tarball: string;
+beforeAll(async () => {
+  tarball = await pack();
+});
+
+test('the tarball holds what runs and nothing else', async () => {
+  const files = (await command('tar', ['-tzf', tarball], workspace)).trim().split('\n');
+  const expected =
+    /^package\/(package\.json|README\.md|LICENSE|CHANGELOG\.md|migrations\/.+\.sql|dist\/(src|adapters)\/.+\.(js|d\.ts))$/;
+  expect(files.filter((file) => !expected.test(file))).toEqual([]);
+  expect(files).toContain('package/LICENSE');
+  expect(files).toContain('package/dist/src/index.js');
+  expect(files).toContain('package/dist/src/cli/main.js');
+  expect(files.some((file) => file.endsWith('.sql'))).toBe(true);
+});
+
+test('publint finds nothing', async () => {
+  await command(join(bin, 'publint'), ['run', tarball, '--strict'], root);
+});
+
+test('attw finds every entry resolvable, types included', async () => {
+  // ESM only: `require` of it works on every supported Node (20.19 and later), which attw can't know.
+  await command(join(bin, 'attw'), [tarball, '--profile', 'esm-only'], root);
+});
+
+test('an ESM project without any third-party library uses all but its adapters', async () => {
+  const directory = await project('bare', 'module', []);
+  writeFileSync(
+    join(directory, 'use.js'),
+    `${bareEntries.map((entry) => `await import('${entry}');`).join('\n')}
+    import { defineEvent } from 'turnout';
+    const schema = { '~standard': { version: 1, vendor: 'test', validate: (value) => ({ value }) } };
+    const topic = { name: 'orders', partitions: 6, maxBytes: 65536 };
+    const placed = defineEvent({ name: 'orders.order-placed', version: 1, schema, topic, key: (order) => order.id });
+    console.log(placed.name);
+  `,
+  );
+  expect(await command(process.execPath, ['use.js'], directory)).toBe('orders.order-placed\n');
+  expect(await command(join(directory, 'node_modules/.bin/turnout'), ['--help'], directory)).toContain('turnout');
+});
+
+test('a CommonJS project requires every entry, and is type-checked against it', async () => {
+  const names = Object.keys(manifest.peerDependencies);
+  const directory = await project(
+    'commonjs',
+    'commonjs',
+    libraries([...names, '@types/pg', '@types/express', '@types/node', 'zod']),
+  );
+  writeFileSync(
+    join(directory, 'use.js'),
+    `
+    const loaded = ${JSON.stringify(entries)}.map((entry) => require(entry));
+    const { defineEvent } = require('turnout');
+    console.log(loaded.every((module) => Object.keys(module).length > 0), typeof defineEvent);
+  `,
+  );
+  expect(await command(process.execPath, ['use.js'], directory)).toBe('true function\n');
+
+  const usage = `
+    import { defineEvent, on } from 'turnout';
+    import { z } from 'zod';
+    ${entries.map((entry, index) => `import * as entry${index} from '${entry}';\nvoid entry${index};`).join('\n')}
+    const topic = { name: 'orders', partitions: 6, maxBytes: 65536 };
+    const schema = z.object({ id: z.string(), total: z.number() });
+    const OrderPlaced = defineEvent({ name: 'orders.order-placed', version: 1, schema, topic, key: (order) => order.id });
+    on(OrderPlaced, async (event) => {
+      const total: number = event.data.total;
+      // @ts-expect-error it is a number
+      const wrong: string = event.data.total;
+      void [total, wrong];
+    });
+  `;
+  writeFileSync(join(directory, 'use.mts'), usage);
+  writeFileSync(join(directory, 'use.cts'), usage);
+  const flags = [
+    '--noEmit',
+    '--strict',
+    '--module',
+    'nodenext',
+    '--target',
+    'es2023',
+    '--types',
+    'node',
+    '--skipLibCheck',
+    'false',
+  ];
+  await command(join(bin, 'tsc'), [...flags, 'use.mts'], directory);
+  await command(join(bin, 'tsc'), [...flags, 'use.cts'], directory);
+});
