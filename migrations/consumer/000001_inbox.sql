@@ -135,5 +135,136 @@ create table turnout.held (
 
 create index held_number on turnout.held (consumer, source, topic, key, number);
 
+-- Takes the lock of an effect and then reads, under it, all that decides about it (decide() in src/inbox/decide.ts).
+-- One lock per key for ordered effects, one per effect key for others, until the transaction ends.
+-- A function and not one statement: each statement inside takes a snapshot of its own, so what is read is newer than the lock.
+-- The effect is looked for within a day of its time, not at the exact millisecond: a caller that cuts off the fraction
+-- or mistakes the time zone is still recognised, and only one or two partitions are searched.
+create function turnout.enter_inbox(consumer text, effect_key text, occurred_at timestamptz, source text, topic text, key text,
+                                    ordered boolean, wait boolean, retention_ms bigint, lease_ms bigint)
+returns table (locked boolean, too_old boolean, gate_generation integer, gate_number text, gate_halted text,
+               known_outcome text, known_event_id text, known_request_hash text, known_answer text, known_attempts integer,
+               known_lease_over boolean)
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  lock_number bigint := hashtextextended(
+    case when ordered then concat_ws(e'\x1f', 'key', enter_inbox.consumer, enter_inbox.source, enter_inbox.topic, enter_inbox.key)
+         else concat_ws(e'\x1f', 'effect', enter_inbox.consumer, enter_inbox.effect_key) end, 7472);
+begin
+  locked := true;
+  if wait then
+    perform pg_advisory_xact_lock(lock_number);
+  elsif not pg_try_advisory_xact_lock(lock_number) then
+    locked := false;
+    return next;
+    return;
+  end if;
+  too_old := enter_inbox.occurred_at < clock_timestamp() - make_interval(secs => retention_ms / 1000.0);
+  if ordered then
+    select g.generation, g.last_number::text, g.halted into gate_generation, gate_number, gate_halted
+      from turnout.gate g
+      where g.consumer = enter_inbox.consumer and g.source = enter_inbox.source and g.topic = enter_inbox.topic and g.key = enter_inbox.key;
+  end if;
+  select i.outcome, i.event_id::text, i.request_hash, i.answer::text, i.attempts,
+         i.finished_at < clock_timestamp() - make_interval(secs => lease_ms / 1000.0)
+    into known_outcome, known_event_id, known_request_hash, known_answer, known_attempts, known_lease_over
+    from turnout.inbox i
+    where i.consumer = enter_inbox.consumer and i.effect_key = enter_inbox.effect_key
+      and i.occurred_at >= enter_inbox.occurred_at - interval '1 day' and i.occurred_at <= enter_inbox.occurred_at + interval '1 day'
+    limit 1;
+  return next;
+end
+$$;
+
+-- Writes the outcome of an effect and moves the gate of its key; only under the lock of enter_inbox.
+-- The gate refuses any step but the next: a caller that forgot the lock gets an error and not a lost event.
+create function turnout.record_outcome(consumer text, effect_key text, occurred_at timestamptz, event_id uuid, event_type text,
+                                       source text, topic text, key text, generation integer, number bigint, path text,
+                                       outcome text, request_hash text, answer jsonb, reason text, attempts integer)
+returns void
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  insert into turnout.inbox as i (consumer, effect_key, occurred_at, event_id, event_type, source, topic, key, generation, number,
+                                  path, outcome, request_hash, answer, reason, attempts)
+    values (record_outcome.consumer, record_outcome.effect_key, record_outcome.occurred_at, record_outcome.event_id,
+            record_outcome.event_type, record_outcome.source, record_outcome.topic, record_outcome.key, record_outcome.generation,
+            record_outcome.number, record_outcome.path, record_outcome.outcome, record_outcome.request_hash, record_outcome.answer,
+            record_outcome.reason, record_outcome.attempts)
+    on conflict (consumer, effect_key, occurred_at) do update
+      set outcome = excluded.outcome, path = excluded.path, request_hash = coalesce(excluded.request_hash, i.request_hash),
+          answer = excluded.answer, reason = excluded.reason, attempts = excluded.attempts, finished_at = clock_timestamp()
+      where i.outcome in ('running', 'queued');
+  if not found then
+    raise exception 'The effect % of % already has an outcome.', record_outcome.effect_key, record_outcome.consumer
+      using errcode = 'unique_violation';
+  end if;
+  if record_outcome.outcome in ('running', 'queued') then
+    return;
+  end if;
+  if record_outcome.number is not null then
+    insert into turnout.gate as g (consumer, source, topic, key, generation, last_number)
+      select record_outcome.consumer, record_outcome.source, record_outcome.topic, record_outcome.key,
+             record_outcome.generation, record_outcome.number
+      on conflict (consumer, source, topic, key) do update
+        set generation = excluded.generation, last_number = excluded.last_number
+        where (g.generation = excluded.generation and g.last_number + 1 = excluded.last_number)
+           or (g.generation < excluded.generation and excluded.last_number = 1);
+    if not found then
+      raise exception 'Number % of key % is not the next one for %.', record_outcome.number, record_outcome.key, record_outcome.consumer
+        using errcode = 'serialization_failure';
+    end if;
+  end if;
+  delete from turnout.held h where h.consumer = record_outcome.consumer and h.effect_key = record_outcome.effect_key;
+end
+$$;
+
+-- Stops a key at its gate, and says why in turnout.alarm; only under the lock of enter_inbox.
+create function turnout.halt_key(consumer text, source text, topic text, key text, reason text, detail jsonb)
+returns void
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  update turnout.gate g set halted = halt_key.reason
+    where g.consumer = halt_key.consumer and g.source = halt_key.source and g.topic = halt_key.topic and g.key = halt_key.key;
+  insert into turnout.alarm (consumer, kind, detail) values (halt_key.consumer, 'unknown-repeat', halt_key.detail);
+end
+$$;
+
+-- Lets a halted key go on, after somebody has looked. The effect that halted it is recorded as skipped, or it would halt the key again.
+create function turnout.resume_key(consumer text, source text, topic text, key text, reason text)
+returns integer
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  skipped integer;
+begin
+  if coalesce(trim(resume_key.reason), '') = '' then
+    raise exception 'To resume a key needs a reason.' using errcode = 'TU012', detail = json_build_object('key', resume_key.key)::text;
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended(concat_ws(e'\x1f', 'key', consumer, source, topic, key), 7472));
+  insert into turnout.inbox (consumer, effect_key, occurred_at, event_id, event_type, source, topic, key, generation, number, path, outcome, reason)
+    select distinct on (a.detail ->> 'effectKey') a.consumer, a.detail ->> 'effectKey', (a.detail ->> 'occurredAt')::timestamptz,
+           (a.detail ->> 'eventId')::uuid, a.detail ->> 'eventType', a.detail ->> 'source', a.detail ->> 'topic', a.detail ->> 'key',
+           (a.detail ->> 'generation')::integer, (a.detail ->> 'number')::bigint, a.detail ->> 'path', 'skipped', resume_key.reason
+    from turnout.alarm a
+    where a.consumer = resume_key.consumer and a.kind = 'unknown-repeat' and a.detail ->> 'source' = resume_key.source
+      and a.detail ->> 'topic' = resume_key.topic and a.detail ->> 'key' = resume_key.key
+    on conflict do nothing;
+  get diagnostics skipped = row_count;
+  delete from turnout.held h using turnout.alarm a
+    where a.consumer = resume_key.consumer and a.kind = 'unknown-repeat' and h.consumer = a.consumer
+      and h.effect_key = a.detail ->> 'effectKey' and a.detail ->> 'key' = resume_key.key;
+  update turnout.gate g set halted = null
+    where g.consumer = resume_key.consumer and g.source = resume_key.source and g.topic = resume_key.topic and g.key = resume_key.key;
+  return skipped;
+end
+$$;
+
 revoke all on all tables in schema turnout from public;
 revoke all on all functions in schema turnout from public;
