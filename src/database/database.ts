@@ -12,7 +12,10 @@ export interface Queryable {
 
 /** One connection, held until it is released. */
 export interface Session extends Queryable {
-  /** Runs a statement and gives rows as arrays of text or null, with nothing parsed: the fast way for the relay. */
+  /**
+   * Runs a statement and gives rows as arrays of text or null, with nothing parsed: the fast way for the relay, which runs the
+   * same statement tens of times a second. So it is prepared once per session under a name (derived from its text), and `values` are text too.
+   */
   queryText(text: string, values?: unknown[]): Promise<(string | null)[][]>;
   /** Resolves when the connection is lost; never rejects. */
   readonly lost: Promise<void>;
