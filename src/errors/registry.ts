@@ -91,6 +91,14 @@ export const errorKinds = {
     sqlState: 'TU016',
     remedy: 'Deploy the switchover to every publisher first, or promote with --force and a --reason.',
   },
+  TURNOUT_TRANSACTIONS_OPEN: {
+    retryable: true,
+    remedy: 'End these transactions, or wait for them, then run the same command again: it goes on where it was.',
+  },
+  TURNOUT_CONSUMER_UNCOMMITTED: {
+    retryable: true,
+    remedy: 'Stop the consumer for a moment, run the same command again, then start it.',
+  },
   TURNOUT_ROUTES_MALFORMED: {
     retryable: false,
     remedy: 'The message was not written by Turnout, or was changed on its way; find out by whom before the consumer goes on.',
