@@ -32,6 +32,8 @@ export default defineConfig({
           include: ['test/{integration,contracts,faults}/**/*.test.ts'],
           globalSetup: ['test/support/global-setup.ts'],
           pool: 'forks',
+          // After the unit tests, before the tooling: what competes for the processor upsets deadlines.
+          sequence: { groupOrder: 1 },
           testTimeout: 60_000,
           hookTimeout: 120_000,
         },
@@ -59,6 +61,7 @@ export default defineConfig({
         test: {
           name: 'tooling',
           include: ['test/tooling/**/*.test.ts'],
+          sequence: { groupOrder: 2 },
           testTimeout: 180_000,
           hookTimeout: 240_000,
         },
