@@ -12,6 +12,7 @@ const root = fileURLToPath(new URL('../..', import.meta.url));
 const bin = join(root, 'node_modules/.bin');
 
 interface Manifest {
+  readonly version: string;
   readonly exports: Readonly<Record<string, unknown>>;
   readonly devDependencies: Readonly<Record<string, string>>;
   readonly peerDependencies: Readonly<Record<string, string>>;
@@ -53,7 +54,7 @@ async function pack(): Promise<string> {
   }
   symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'));
   await command('npm', ['pack', '--silent', '--pack-destination', workspace], copy);
-  return join(workspace, 'turnout-0.1.0.tgz');
+  return join(workspace, `turnout-${manifest.version}.tgz`);
 }
 
 async function project(name: string, type: 'module' | 'commonjs', dependencies: readonly string[]): Promise<string> {
