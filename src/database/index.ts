@@ -1,1 +1,5 @@
+export { ignoreErrorEvents, isConnectionLost, orUnreachable, sessionOf, takeClient } from './client.ts';
+export type { ClientLike, ClientPool, ClientResult, TakenClient } from './client.ts';
 export type { Database, Queryable, QueryResultLike, Session } from './database.ts';
+export { joinableTransaction, joinedClient, whenStandInEnded } from './joining.ts';
+export type { JoinableOptions } from './joining.ts';

@@ -71,6 +71,14 @@ export const errorKinds = {
     retryable: false,
     remedy: 'An earlier statement of the transaction failed and was swallowed; let its error through. The commit was a rollback.',
   },
+  TURNOUT_COMMIT_UNKNOWN: {
+    retryable: false,
+    remedy: 'Look whether the change is there before you repeat it: the connection was lost before the commit was answered.',
+  },
+  TURNOUT_JOIN_REFUSED: {
+    retryable: false,
+    remedy: 'Make the code use one client for one piece of work, or give it a pool that does not join and declare its handler detached.',
+  },
 
   // Switchover
   TURNOUT_STAGE_UNKNOWN: { retryable: false, sqlState: 'TU011', remedy: 'Use one of rpc, shadow, ramp, event, done.' },
@@ -128,6 +136,10 @@ export const errorKinds = {
   TURNOUT_MIGRATION_CHANGED: {
     retryable: false,
     remedy: 'A released migration never changes: restore the file, and put the change into a new one.',
+  },
+  TURNOUT_MIGRATION_FAILED: {
+    retryable: false,
+    remedy: 'Nothing of this migration was kept; remove the cause and run `turnout migrate` again.',
   },
   TURNOUT_DATABASE_NEWER: { retryable: false, remedy: 'Deploy a version of Turnout that knows these migrations.' },
   TURNOUT_POOL_TOO_SMALL: { retryable: false, remedy: 'Raise `max` of the pool, or lower the concurrency.' },

@@ -1,0 +1,193 @@
+import { TurnoutError } from '../errors/index.ts';
+
+// One connection, one transaction, several parts of a program that use it without knowing of each other.
+//
+//   root ── savepoint (BEGIN of legacy code A) ── savepoint (BEGIN of what A calls)
+//
+// Two rules keep that safe:
+// - one statement at a time, in the order asked for;
+// - a statement runs only in the scope it belongs to. If code B runs while A's savepoint is open, B waits: a rollback
+//   of A would else take B's writes with it, in silence. A wait that can't end is refused after `patienceMs`.
+
+/** What is told when the outcome of a scope is known. */
+export interface Ending {
+  readonly committed: () => void;
+  readonly rolledBack: () => void;
+}
+
+/** The root of a transaction, or a savepoint in it. */
+export interface Scope {
+  parent: Scope | undefined;
+  readonly savepoint: string;
+  ended: boolean;
+  readonly endings: Ending[];
+}
+
+/** A transaction that is open on one connection. */
+export interface OpenTransaction {
+  readonly root: Scope;
+  /** False once it was committed or rolled back. */
+  isOpen(): boolean;
+  /** Runs a statement when it is its turn. Throws TURNOUT_JOIN_REFUSED. */
+  run<Result>(scope: Scope, statement: () => Promise<Result>): Promise<Result>;
+  /** A new scope inside `parent`; it is there at once, its savepoint when `ready` resolves. */
+  begin(parent: Scope): { readonly scope: Scope; readonly ready: Promise<void> };
+  /** Gives false if the scope had failed and was rolled back, as Postgres does with COMMIT. */
+  commit(scope: Scope): Promise<boolean>;
+  rollback(scope: Scope): Promise<void>;
+  whenEnded(scope: Scope, ending: Ending): void;
+  /** Runs the last statement (COMMIT or ROLLBACK) once what is running is done; what still waits is refused. */
+  finish(last: () => Promise<boolean>, options: { abandon: boolean }): Promise<void>;
+}
+
+interface Waiter {
+  readonly scope: Scope;
+  readonly go: () => void;
+  readonly refuse: (error: TurnoutError) => void;
+}
+
+/** Follows a transaction that `execute`'s connection has just begun. `failed` tells whether it can only be rolled back. */
+export function openTransaction(
+  execute: (sql: string) => Promise<unknown>,
+  failed: () => boolean,
+  patienceMs = 10_000,
+): OpenTransaction {
+  const root: Scope = { parent: undefined, savepoint: '', ended: false, endings: [] };
+  const waiting: Waiter[] = [];
+  let innermost = root;
+  let busy = false;
+  let closing = false;
+  let count = 0;
+  let idle: (() => void) | undefined;
+
+  /** A flow may outlive the savepoint it began; then it is back in the one around it. */
+  function standing(scope: Scope): Scope {
+    let current = scope;
+    while (current.ended && current.parent !== undefined) current = current.parent;
+    return current;
+  }
+
+  function next(): void {
+    if (busy) return;
+    const index = waiting.findIndex((waiter) => standing(waiter.scope) === innermost);
+    const waiter = index === -1 ? undefined : waiting.splice(index, 1)[0];
+    if (waiter === undefined) {
+      idle?.();
+      return;
+    }
+    busy = true;
+    waiter.go();
+  }
+
+  async function turn<Result>(scope: Scope, statement: () => Promise<Result>): Promise<Result> {
+    if (closing) throw refused('The transaction that this code had joined has ended.');
+    await new Promise<void>((resolve, reject) => {
+      let timer: NodeJS.Timeout | undefined;
+      const settle = (then: () => void) => () => {
+        clearTimeout(timer);
+        then();
+      };
+      const waiter: Waiter = { scope, go: settle(resolve), refuse: (error) => settle(() => reject(error))() };
+      waiting.push(waiter);
+      next();
+      if (!waiting.includes(waiter)) return;
+      const lookAgain = (): void => {
+        // A statement that takes long is no reason to give up; a savepoint that nobody ends is.
+        if (standing(scope) === innermost) {
+          timer = setTimeout(lookAgain, patienceMs);
+          return;
+        }
+        waiting.splice(waiting.indexOf(waiter), 1);
+        next();
+        waiter.refuse(
+          refused(`Another connection of the joined transaction has begun one of its own and not ended it for ${patienceMs} ms.`),
+        );
+      };
+      timer = setTimeout(lookAgain, patienceMs);
+    });
+    try {
+      return await statement();
+    } finally {
+      busy = false;
+      next();
+    }
+  }
+
+  function end(scope: Scope, outcome: keyof Ending): void {
+    scope.ended = true;
+    innermost = standing(scope);
+    for (const ending of scope.endings.splice(0)) {
+      if (outcome === 'committed' && scope.parent !== undefined) standing(scope).endings.push(ending);
+      else ending[outcome]();
+    }
+  }
+
+  async function undo(scope: Scope): Promise<void> {
+    await execute(`rollback to savepoint ${scope.savepoint}; release savepoint ${scope.savepoint}`);
+    end(scope, 'rolledBack');
+  }
+
+  return {
+    root,
+    isOpen: () => !closing,
+    run: turn,
+    begin(parent) {
+      const scope: Scope = { parent, savepoint: `turnout_${++count}`, ended: false, endings: [] };
+      const ready = turn(parent, async () => {
+        try {
+          scope.parent = innermost;
+          await execute(`savepoint ${scope.savepoint}`);
+          innermost = scope;
+        } catch (error) {
+          scope.ended = true;
+          throw error;
+        }
+      });
+      return { scope, ready };
+    },
+    commit(scope) {
+      return turn(scope, async () => {
+        if (failed()) {
+          await undo(scope);
+          return false;
+        }
+        try {
+          await execute(`release savepoint ${scope.savepoint}`);
+        } catch (error) {
+          if ((error as { code?: unknown }).code !== '25P02') throw error;
+          await undo(scope);
+          return false;
+        }
+        end(scope, 'committed');
+        return true;
+      });
+    },
+    rollback: (scope) => turn(scope, () => undo(scope)),
+    whenEnded(scope, ending) {
+      standing(scope).endings.push(ending);
+    },
+    async finish(last, { abandon }) {
+      if (!abandon) {
+        // Statements that nobody awaited are still part of it: they come first.
+        await turn(root, async () => undefined);
+        while (waiting.length > 0 || busy) await new Promise<void>((resolve) => (idle = resolve));
+      }
+      closing = true;
+      for (const waiter of waiting.splice(0)) waiter.refuse(refused('The transaction that this code had joined was rolled back.'));
+      while (busy) await new Promise<void>((resolve) => (idle = resolve));
+      let committed = false;
+      try {
+        committed = await last();
+      } finally {
+        for (let scope: Scope | undefined = innermost; scope !== undefined; scope = scope.parent) {
+          scope.ended = true;
+          for (const ending of scope.endings.splice(0)) ending[committed ? 'committed' : 'rolledBack']();
+        }
+      }
+    },
+  };
+}
+
+export function refused(what: string): TurnoutError {
+  return new TurnoutError('TURNOUT_JOIN_REFUSED', what);
+}
