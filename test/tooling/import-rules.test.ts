@@ -96,10 +96,11 @@ const allowed: readonly (readonly [string, string])[] = [
 
 let reported: Map<string, string[]>;
 let exitStatus: number;
-const copy = mkdtempSync(join(tmpdir(), 'turnout-lint-'));
+let copy: string;
 afterAll(() => rmSync(copy, { recursive: true, force: true }));
 
 beforeAll(() => {
+  copy = mkdtempSync(join(tmpdir(), 'turnout-lint-'));
   for (const path of [
     '.oxlintrc.json',
     'package.json',

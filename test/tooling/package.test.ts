@@ -24,7 +24,12 @@ const entries = Object.keys(manifest.exports)
 /** What works with no third-party library installed: everything but the adapters that are named after one. */
 const bareEntries = entries.filter((entry) => !(entry.slice('turnout/'.length) in manifest.peerDependencies));
 
-const workspace = mkdtempSync(join(tmpdir(), 'turnout-package-'));
+let workspace: string;
+let tarball: string;
+beforeAll(async () => {
+  workspace = mkdtempSync(join(tmpdir(), 'turnout-package-'));
+  tarball = await pack();
+});
 afterAll(() => rmSync(workspace, { recursive: true, force: true }));
 
 async function command(program: string, args: readonly string[], cwd: string): Promise<string> {
@@ -69,11 +74,6 @@ async function project(name: string, type: 'module' | 'commonjs', dependencies: 
 function libraries(names: readonly string[]): string[] {
   return names.map((name) => `${name}@${manifest.devDependencies[name] ?? 'latest'}`);
 }
-
-let tarball: string;
-beforeAll(async () => {
-  tarball = await pack();
-});
 
 test('the tarball holds what runs and nothing else', async () => {
   const files = (await command('tar', ['-tzf', tarball], workspace)).trim().split('\n');
