@@ -1,4 +1,5 @@
 import type { Message } from '../event/index.ts';
+import type { Logger } from '../lifecycle/index.ts';
 
 export interface TopicPartition {
   readonly topic: string;
@@ -31,18 +32,24 @@ export interface Subscription {
   readonly topics: readonly string[];
   /**
    * Called after each assignment, before any batch of these partitions is handed out; gives the offset at which each is to be read.
-   * If it rejects, the subscription fails with that error.
+   * The source commits these offsets to the group, so that lag tools see them. Calls come one after the other; `signal` is
+   * aborted when the assignment is over, and what is given then is not used. If it rejects, the subscription fails with that error.
    */
-  readonly onAssigned: (partitions: readonly TopicPartition[]) => Promise<readonly (TopicPartition & { readonly offset: bigint })[]>;
+  readonly onAssigned: (
+    partitions: readonly TopicPartition[],
+    signal: AbortSignal,
+  ) => Promise<readonly (TopicPartition & { readonly offset: bigint })[]>;
   /**
    * Handles a batch; batches of one partition come one after the other, those of several partitions may overlap.
    * Gives the next offset to read: behind the last message when all is done, lower to have the rest again after `retryAfterMs`.
    * The source commits it to the group (for lag tools) only after this has resolved. If it rejects, the subscription fails with that error.
    */
   readonly onBatch: (batch: Batch) => Promise<{ readonly next: bigint; readonly retryAfterMs?: number }>;
+  /** Hears of a broker that can't be reached and of attempts to get back to it. Default: says nothing. */
+  readonly logger?: Logger;
 }
 
-/** A running membership. */
+/** A running membership. It outlives a broker that is away for a while: it logs, waits, and joins again. */
 export interface Membership {
   /** Leaves the group once batches in hand have returned. Never rejects; called again, gives the same promise. */
   close(): Promise<void>;
@@ -56,7 +63,10 @@ export interface Membership {
  * never where reading starts, and a message is never skipped because an offset is out of range.
  */
 export interface Source {
-  /** Joins the group; resolves once it is a member. Throws TURNOUT_BROKER_UNREACHABLE, TURNOUT_TOPIC_MISSING. */
+  /**
+   * Joins the group; resolves once it is a member. Throws TURNOUT_BROKER_UNREACHABLE, TURNOUT_TOPIC_MISSING. A position outside
+   * of what a partition holds fails the membership with TURNOUT_POSITION_OUT_OF_RANGE, details `{ topic, partition, position, low, high }`.
+   */
   join(subscription: Subscription): Promise<Membership>;
   /** Throws TURNOUT_TOPIC_MISSING, TURNOUT_BROKER_UNREACHABLE. */
   bounds(topic: string): Promise<PartitionBounds[]>;

@@ -1,0 +1,2 @@
+export { inMemoryBroker } from './in-memory-broker.ts';
+export type { InMemoryBroker, InMemoryBrokerOptions } from './in-memory-broker.ts';
