@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { TurnoutError } from '../errors/index.ts';
 import type { QueryResultLike, Session } from './database.ts';
 
@@ -18,6 +19,7 @@ export interface ClientResult extends QueryResultLike<never> {
 }
 
 interface ArrayStatement {
+  name: string;
   text: string;
   values: unknown[];
   rowMode: 'array';
@@ -106,6 +108,15 @@ export function ignoreErrorEvents(client: ClientLike): () => void {
   return () => client.removeListener('error', listener);
 }
 
+const names = new Map<string, string>();
+
+/** One name for one text, in every copy of this module: a connection refuses a name that it knows for another text. */
+function statementName(text: string): string {
+  let name = names.get(text);
+  if (name === undefined) names.set(text, (name = `turnout_${createHash('sha1').update(text).digest('base64url')}`));
+  return name;
+}
+
 const asText = { getTypeParser: () => (value: string) => value };
 
 /** Wraps a taken connection as a {@link Session}. */
@@ -140,7 +151,7 @@ export function sessionOf(taken: TakenClient): Session {
     },
     queryText(text, values = []) {
       return guarded(async () => {
-        const result = await client.query({ text, values, rowMode: 'array', types: asText });
+        const result = await client.query({ name: statementName(text), text, values, rowMode: 'array', types: asText });
         return result.rows as (string | null)[][];
       });
     },

@@ -3,3 +3,7 @@ export type { ClientLike, ClientPool, ClientResult, TakenClient } from './client
 export type { Database, Queryable, QueryResultLike, Session } from './database.ts';
 export { joinableTransaction, joinedClient, whenStandInEnded } from './joining.ts';
 export type { JoinableOptions } from './joining.ts';
+export { applyMigration, migrate, migrationScript, requireMigrations } from './migrate.ts';
+export type { AppliedMigration } from './migrate.ts';
+export { migrationFiles } from './migration-files.ts';
+export type { MigrationFile, MigrationSet } from './migration-files.ts';
