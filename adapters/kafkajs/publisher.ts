@@ -1,0 +1,212 @@
+import { randomUUID } from 'node:crypto';
+import type { IHeaders, Kafka, KafkaMessage, Message as ProducerMessage, Producer, TopicMessages } from 'kafkajs';
+import { TurnoutError, isTurnoutError } from '../../src/errors/index.ts';
+import type { Message } from '../../src/event/index.ts';
+import type { LastRecord, PartitionBatch, Publisher } from '../../src/relay/index.ts';
+import { asBrokerError } from './kafka-errors.ts';
+
+/** The methods used of a `Kafka` of kafkajs. */
+export type KafkaPublisherLike = Pick<Kafka, 'admin' | 'consumer' | 'producer'>;
+
+export interface KafkaJsPublisherOptions {
+  /** How long the broker may wait for its replicas before a send fails. Default 30,000 ms. */
+  readonly ackTimeoutMs?: number;
+}
+
+/**
+ * A producer's settings. Few retries: a send that goes on failing must fail, so that the relay can say so, and replay.
+ * Idempotent, so that a retry inside kafkajs doesn't write twice.
+ */
+export const producerSettings = {
+  idempotent: true,
+  allowAutoTopicCreation: false,
+  retry: { retries: 4, initialRetryTime: 100, maxRetryTime: 2_000 },
+  createPartitioner: () => (args: { message: ProducerMessage }) => args.message.partition ?? 0,
+};
+
+/**
+ * Publishes through kafkajs, with acks of all in-sync replicas.
+ *
+ * kafkajs takes back its producer's sequence numbers when a send fails, though the broker may have written the messages, and the
+ * next send would then be dropped as a repeat of other messages, or refused for ever. So a producer is not used again after a
+ * failure: the next send gets one with an id of its own.
+ *
+ * @example
+ * const publisher = kafkaJsPublisher(new Kafka({ brokers: ['localhost:9092'] }));
+ */
+export function kafkaJsPublisher(kafka: KafkaPublisherLike, options: KafkaJsPublisherOptions = {}): Publisher {
+  const { ackTimeoutMs = 30_000 } = options;
+  let connected = false;
+  let current: Promise<Life> | undefined;
+
+  function life(): Promise<Life> {
+    current ??= open().catch((error: unknown) => {
+      current = undefined;
+      throw error;
+    });
+    return current;
+  }
+
+  async function open(): Promise<Life> {
+    const producer = kafka.producer(producerSettings);
+    try {
+      await producer.connect();
+    } catch (error) {
+      await producer.disconnect().catch(() => undefined);
+      throw asBrokerError(error, 'kafkajs can’t connect');
+    }
+    return { producer, sends: 0, spoiled: false };
+  }
+
+  async function sendAll(batches: readonly PartitionBatch[]): Promise<void> {
+    const mine = await life();
+    mine.sends++;
+    try {
+      await mine.producer.sendBatch({ acks: -1, timeout: ackTimeoutMs, topicMessages: toTopicMessages(batches) });
+    } catch (error) {
+      mine.spoiled = true;
+      if ((await current) === mine) current = undefined;
+      const only = batches.length === 1 ? batches[0] : undefined;
+      throw asBrokerError(error, 'kafkajs could not send', only === undefined ? {} : { topic: only.topic, partition: only.partition });
+    } finally {
+      mine.sends--;
+      if (mine.spoiled && mine.sends === 0) await mine.producer.disconnect().catch(() => undefined);
+    }
+  }
+
+  return {
+    async connect() {
+      await life();
+      connected = true;
+    },
+    async send(batches) {
+      if (!connected) throw new TurnoutError('TURNOUT_PUBLISH_FAILED', 'The publisher is not connected.');
+      try {
+        await sendAll(batches);
+      } catch (error) {
+        if (!isTurnoutError(error, 'TURNOUT_PAYLOAD_TOO_LARGE') || batches.length === 1) throw error;
+        // kafkajs doesn't tell which partition was refused; one at a time does. What is written twice is written identically.
+        for (const batch of batches) await sendAll([batch]);
+      }
+    },
+    partitionCounts: (topics) =>
+      withAdmin(kafka, async (admin) => {
+        const existing = await existingTopics(admin, topics);
+        if (existing.length === 0) return new Map();
+        const metadata = await admin.fetchTopicMetadata({ topics: existing });
+        return new Map(metadata.topics.map(({ name, partitions }) => [name, partitions.length]));
+      }),
+    lastRecords: (topics) => lastRecords(kafka, topics),
+    async disconnect() {
+      connected = false;
+      const opened = current;
+      current = undefined;
+      const mine = await opened?.catch(() => undefined);
+      await mine?.producer.disconnect().catch(() => undefined);
+    },
+  };
+}
+
+/** A producer and what is known of it. */
+interface Life {
+  readonly producer: Producer;
+  sends: number;
+  spoiled: boolean;
+}
+
+/** Batches as kafkajs takes them. */
+export function toTopicMessages(batches: readonly PartitionBatch[]): TopicMessages[] {
+  const topics = new Map<string, ProducerMessage[]>();
+  for (const { topic, partition, messages } of batches) {
+    let all = topics.get(topic);
+    if (all === undefined) topics.set(topic, (all = []));
+    for (const { key, value, headers } of messages) all.push({ partition, key, value, headers });
+  }
+  return [...topics].map(([topic, messages]) => ({ topic, messages }));
+}
+
+// A broker that is slow to answer is waited for; one that has nothing but markers of transactions at its end would be for ever.
+const lastRecordsDeadlineMs = 10_000;
+/** Compaction and markers of transactions leave offsets without a record: the last record is looked for among these. */
+const lookBack = 16n;
+
+/** kafkajs reads in a group only: one that nobody else knows, commits nothing, and goes when its only member leaves. */
+async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[]): Promise<LastRecord[]> {
+  const wanted = await withAdmin(kafka, async (admin) => {
+    const ends: { topic: string; partition: number; from: bigint; high: bigint }[] = [];
+    for (const topic of await existingTopics(admin, topics)) {
+      for (const { partition, low, high } of await admin.fetchTopicOffsets(topic)) {
+        const from = BigInt(high) - lookBack;
+        if (BigInt(high) > BigInt(low)) ends.push({ topic, partition, from: from > BigInt(low) ? from : BigInt(low), high: BigInt(high) });
+      }
+    }
+    return ends;
+  });
+  if (wanted.length === 0) return [];
+
+  const found = new Map<string, LastRecord>();
+  const missing = new Map(wanted.map((end) => [`${end.topic}/${end.partition}`, end]));
+  const consumer = kafka.consumer({ groupId: `turnout-relay-${randomUUID()}`, allowAutoTopicCreation: false, maxWaitTimeInMs: 100, retry: { retries: 2 } });
+  let settle: () => void = () => undefined;
+  const settled = new Promise<void>((resolve) => (settle = resolve));
+  const timer = setTimeout(settle, lastRecordsDeadlineMs);
+  try {
+    await consumer.connect();
+    await consumer.subscribe({ topics: [...new Set(wanted.map(({ topic }) => topic))], fromBeginning: false });
+    consumer.on(consumer.events.CRASH, settle);
+    await consumer.run({
+      autoCommit: false,
+      eachBatch: async ({ batch: { topic, partition, messages } }) => {
+        const name = `${topic}/${partition}`;
+        const end = missing.get(name);
+        const before = messages.filter(({ offset }) => end !== undefined && BigInt(offset) < end.high);
+        const last = before.at(-1);
+        if (end === undefined || last === undefined) return;
+        found.set(name, { topic, partition, message: toMessage(last) });
+        if (BigInt(last.offset) === end.high - 1n) missing.delete(name);
+        if (missing.size === 0) settle();
+      },
+    });
+    for (const { topic, partition, from } of wanted) consumer.seek({ topic, partition, offset: from.toString() });
+    await settled;
+  } catch (error) {
+    throw asBrokerError(error, 'The last records can’t be read');
+  } finally {
+    clearTimeout(timer);
+    await consumer.disconnect().catch(() => undefined);
+  }
+  return [...found.values()];
+}
+
+function toMessage({ key, value, headers }: Pick<KafkaMessage, 'key' | 'value' | 'headers'>): Message {
+  return { key: key?.toString() ?? null, value, headers: toHeaders(headers ?? {}) };
+}
+
+function toHeaders(headers: IHeaders): Record<string, string> {
+  const texts: Record<string, string> = {};
+  for (const [name, value] of Object.entries(headers)) {
+    const first = Array.isArray(value) ? value[0] : value;
+    if (first !== undefined) texts[name] = first.toString();
+  }
+  return texts;
+}
+
+type Admin = ReturnType<Kafka['admin']>;
+
+async function withAdmin<Result>(kafka: Pick<Kafka, 'admin'>, work: (admin: Admin) => Promise<Result>): Promise<Result> {
+  const admin = kafka.admin({ retry: { retries: 2 } });
+  try {
+    await admin.connect();
+    return await work(admin);
+  } catch (error) {
+    throw asBrokerError(error, 'The broker can’t be asked');
+  } finally {
+    await admin.disconnect().catch(() => undefined);
+  }
+}
+
+async function existingTopics(admin: Admin, topics: readonly string[]): Promise<string[]> {
+  // fetchTopicMetadata would fail for all when one is missing.
+  const all = new Set(await admin.listTopics());
+  return topics.filter((topic) => all.has(topic));
+}

@@ -1,0 +1,95 @@
+import type { Database } from '../database/index.ts';
+import { jsonLogger, service, sleep } from '../lifecycle/index.ts';
+import type { Logger, Service } from '../lifecycle/index.ts';
+
+export interface OutboxKeeperOptions {
+  /** The producer's database; the keeper's statements are short and take any connection. */
+  readonly database: Database;
+  /** How long published events stay in the outbox, in milliseconds; default 7 days. Longer than the longest outage of a consumer. */
+  readonly retentionMs?: number;
+  /** How often it looks, in milliseconds; default 30,000. */
+  readonly everyMs?: number;
+  readonly logger?: Logger;
+}
+
+/** Rows of the outbox that must fit before the keeper says that it can't keep up: a full outbox refuses every event. */
+const fewRowsLeft = 1_000_000n;
+const tickRetention = '1 day';
+const deletedAtOnce = 5_000;
+const dropEveryMs = 3_600_000;
+
+/**
+ * Keeps the outbox in shape: makes partitions ahead, empties those that are older than `retentionMs`, deletes old ticks and
+ * stamps in small batches. Every process may run one; what one is doing, the others leave alone.
+ * A partition is emptied only if all of it is published, and no call is owed for one of its events.
+ *
+ * @example
+ * const keeper = outboxKeeper({ database, retentionMs: 3 * 24 * 3_600_000 });
+ */
+export function outboxKeeper(options: OutboxKeeperOptions): Service {
+  const { database, retentionMs = 7 * 24 * 3_600_000, everyMs = 30_000, logger = jsonLogger } = options;
+
+  return service('outbox keeper', async (signal, ready) => {
+    // Emptied or seen empty: not locked again at every round.
+    const emptied = new Set<string>();
+    let lastDrop = Number.NEGATIVE_INFINITY;
+    for (;;) {
+      try {
+        await makePartitions(database, logger);
+        ready();
+        if (signal.aborted) return;
+        await emptyPartitions(database, retentionMs, emptied, logger, signal);
+        await inBatches(database, 'select turnout.delete_old_ticks($1::interval, $2::integer)::text as n', [tickRetention], signal);
+        if (emptied.size > 0 && performance.now() - lastDrop >= dropEveryMs) {
+          lastDrop = performance.now();
+          await database.query('select turnout.drop_empty_outbox_partitions()::text');
+        }
+      } catch (error) {
+        logger.warn('The outbox could not be kept; it is tried again.', { error, waitMs: everyMs });
+      }
+      if (!(await sleep(everyMs, signal))) return;
+    }
+  });
+}
+
+async function makePartitions(database: Database, logger: Logger): Promise<void> {
+  const { rows } = await database.query<{ left: string }>('select turnout.make_outbox_partitions()::text as left');
+  const left = BigInt(rows[0]?.left ?? 0);
+  if (left < fewRowsLeft) logger.error('The outbox has few rows left before it is full, and publishing fails then.', { rowsLeft: left });
+}
+
+async function emptyPartitions(database: Database, retentionMs: number, emptied: Set<string>, logger: Logger, signal: AbortSignal): Promise<void> {
+  const { rows } = await database.query<{ name: string; upper: string }>(
+    'select p.name, p.upper_seq::text as upper from turnout.closed_outbox_partitions() p',
+  );
+  for (const { name, upper } of rows) {
+    if (signal.aborted) return;
+    if (emptied.has(name)) continue;
+    const outcome = await emptyPartition(database, name, retentionMs);
+    if (outcome === 'emptied' || outcome === 'empty') {
+      emptied.add(name);
+      await inBatches(database, 'select turnout.delete_old_stamps($1::bigint, $2::integer)::text as n', [upper], signal);
+    }
+    if (outcome === 'emptied') logger.info('A partition of the outbox was emptied.', { partition: name });
+    if (outcome === 'owed') logger.warn('A partition of the outbox is older than retention and calls are still owed for its events.', { partition: name });
+    if (outcome === 'unpublished') logger.warn('A partition of the outbox is older than retention and not published.', { partition: name });
+    // Partitions come in order: the ones after a young one are younger.
+    if (outcome === 'young') return;
+  }
+}
+
+async function emptyPartition(database: Database, name: string, retentionMs: number): Promise<string> {
+  const { rows } = await database.query<{ outcome: string }>(
+    `select turnout.empty_outbox_partition($1, $2::double precision * interval '1 millisecond') as outcome`,
+    [name, retentionMs],
+  );
+  return rows[0]?.outcome ?? '';
+}
+
+/** Until a batch is not full: unbounded deletes bloat and lock what everybody else needs. */
+async function inBatches(database: Database, statement: string, values: unknown[], signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    const { rows } = await database.query<{ n: string }>(statement, [...values, deletedAtOnce]);
+    if (Number(rows[0]?.n ?? 0) < deletedAtOnce) return;
+  }
+}

@@ -1,0 +1,81 @@
+import { sleep } from '../lifecycle/index.ts';
+import type { Session } from '../database/index.ts';
+import { beginning, hasWork, readNewestTick } from './tick-store.ts';
+
+// Two-number advisory locks of one database: "turnout relay" and the shard.
+const lock = `hashtext('turnout.relay'), 0`;
+
+/** What a standby sees when it looks. */
+export interface Observation {
+  readonly atMs: number;
+  /** The newest tick, 0 if there is none. */
+  readonly tick: bigint;
+  /** The backend that holds the lock; undefined if nobody does. */
+  readonly holder: string | undefined;
+  /** Whether something is to be done: the newest tick isn't closed, or more has become visible since. */
+  readonly work: boolean;
+}
+
+/** Since when a standby has seen no progress, and whose. */
+export interface Watch {
+  readonly tick: bigint;
+  readonly holder: string | undefined;
+  readonly sinceMs: number;
+}
+
+/**
+ * What a standby thinks after looking again: a leader is given `takeoverMs` for a sign of life, which is a new tick (a long tick
+ * writes checkpoints). A leader without work owes none; another holder of the lock starts afresh.
+ */
+export function observe(watch: Watch | undefined, seen: Observation, takeoverMs: number): { watch: Watch; takeOver: boolean } {
+  const same = watch !== undefined && watch.tick === seen.tick && watch.holder === seen.holder;
+  if (!same || !seen.work || seen.holder === undefined) {
+    return { watch: { tick: seen.tick, holder: seen.holder, sinceMs: seen.atMs }, takeOver: false };
+  }
+  return { watch, takeOver: seen.atMs - watch.sinceMs >= takeoverMs };
+}
+
+/**
+ * Waits, standing by, until this session holds the lock. Gives how it came to it, or undefined if `signal` was aborted first.
+ * `standingBy` is called once if somebody else leads.
+ */
+export async function becomeLeader(
+  session: Session,
+  options: { takeoverMs: number; signal: AbortSignal; standingBy: () => void; ending: (holder: string, tick: bigint) => void },
+): Promise<'at-once' | 'after-standby' | undefined> {
+  const pollMs = Math.max(20, Math.min(250, options.takeoverMs / 4));
+  let watch: Watch | undefined;
+  for (let first = true; !options.signal.aborted; first = false) {
+    const [row] = await session.queryText(`select pg_try_advisory_lock(${lock})`);
+    if (row?.[0] === 't') return first ? 'at-once' : 'after-standby';
+    if (first) options.standingBy();
+    const seen = await look(session);
+    const decision = observe(watch, seen, options.takeoverMs);
+    watch = decision.watch;
+    if (decision.takeOver && seen.holder !== undefined) {
+      options.ending(seen.holder, seen.tick);
+      await session.queryText('select pg_terminate_backend($1::integer)', [seen.holder]);
+      // The lock is free as soon as the backend has gone, which takes a moment.
+      await sleep(10, options.signal);
+      continue;
+    }
+    await sleep(pollMs, options.signal);
+  }
+  return undefined;
+}
+
+async function look(session: Session): Promise<Observation> {
+  const newest = await readNewestTick(session);
+  const open = newest !== undefined && newest.lo !== newest.hi;
+  const [holder] = await session.queryText(
+    `select l.pid from pg_locks l
+      where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.database = (select d.oid from pg_database d where d.datname = current_database())
+        and l.classid::bigint = hashtext('turnout.relay')::bigint & 4294967295 and l.objid = 0`,
+  );
+  return {
+    atMs: performance.now(),
+    tick: newest?.tick ?? 0n,
+    holder: holder?.[0] ?? undefined,
+    work: open || (await hasWork(session, newest?.hi ?? beginning)),
+  };
+}

@@ -1,0 +1,438 @@
+/**
+ * The relay: publishes the outbox to the broker, at least once, each event with the same id, sequence and partition every time.
+ *
+ *            connect ──► standby ──(advisory lock)──► leading ──┐
+ *               ▲           ▲                                   │ poll: what became visible between
+ *               │           └──── fenced, or lock lost ◄────────┤ two snapshots, persisted as a tick
+ *               └── database or broker lost: wait, with log ◄───┘ in the same statement, then published
+ *
+ * - Authority: whoever inserts the next tick. `turnout.relay_tick` is insert-only and its key is the fence; the advisory lock only
+ *   keeps relays from working against each other. No clock decides anything but when a standby loses patience.
+ * - Trust window: a relay that was paused may, when it wakes, finish sends of its last tick. Those are repeats of identical messages.
+ * - After a crash the newest tick is replayed: the same rows in the same order with the same numbers, since the two snapshots were
+ *   durable before the first of them was sent.
+ * - After a failed send nothing more of the tick is sent; it is replayed from its last checkpoint once the broker answers.
+ */
+import { randomBytes } from 'node:crypto';
+import { hostname } from 'node:os';
+import { requireMigrations } from '../database/index.ts';
+import type { Database, Session } from '../database/index.ts';
+import { TurnoutError, isTurnoutError } from '../errors/index.ts';
+import { failpoint, jsonLogger, retryDelayMs, service, sleep } from '../lifecycle/index.ts';
+import type { Logger, RetryPolicy, Service } from '../lifecycle/index.ts';
+import { createChain } from './chain.ts';
+import type { Chain } from './chain.ts';
+import { checkRewound, checkSequence, checkTopics, loadCatalogue } from './checks.ts';
+import type { Catalogue } from './checks.ts';
+import { becomeLeader } from './leadership.ts';
+import { toBatches } from './messages.ts';
+import { createCounter, inGenerations } from './numbers.ts';
+import type { Numbers } from './numbers.ts';
+import { defaultPace, waitAfterEmptyPollMs } from './pace.ts';
+import type { Publisher } from './publisher.ts';
+import { sendOrReplace } from './refusal.ts';
+import { appendTick, beginning, column, lastSeqIn, pollTick, prepareSession, readNewestTick, readPage, readPages } from './tick-store.ts';
+import type { Row, Tick } from './tick-store.ts';
+
+/** What a relay tells while it runs. */
+export type RelayEvent =
+  | { readonly kind: 'standing-by' }
+  /** `takeover`: another relay led before, while this one stood by. */
+  | { readonly kind: 'leading'; readonly takeover: boolean }
+  /** A tick is published and acknowledged. `replayed`: it had been begun before, by this relay or another. */
+  | { readonly kind: 'tick'; readonly tick: bigint; readonly events: number; readonly replayed: boolean }
+  /** The broker refused a message for good; its placeholder was published. */
+  | { readonly kind: 'refused'; readonly id: string; readonly topic: string; readonly reason: string }
+  | { readonly kind: 'stepped-down'; readonly why: 'fenced' | 'lost' };
+
+/** What a relay has done since it was created. */
+export interface RelayCounts {
+  readonly ticks: number;
+  /** Acknowledged events, repeats in replays included. */
+  readonly published: number;
+  readonly replayed: number;
+  readonly takeovers: number;
+  readonly refused: number;
+}
+
+export interface RelayOptions {
+  /** The producer's database. The relay holds one connection, and a second one while it works off a backlog. */
+  readonly database: Database;
+  /** It belongs to the relay, which connects and disconnects it. */
+  readonly publisher: Publisher;
+  /** How long a standby waits for a sign of life of a leader that has work, in milliseconds; default 10,000. */
+  readonly takeoverMs?: number;
+  /** Rows read at once; default 2,000. */
+  readonly pageSize?: number;
+  /** As for {@link outboxKeeper}: older records of a topic need not be in the outbox any more. Default 7 days, in milliseconds. */
+  readonly retentionMs?: number;
+  readonly logger?: Logger;
+  /** Called when this relay takes over from another one. */
+  readonly onTakeover?: () => void;
+  /** Hears what happens; must not throw. */
+  readonly onEvent?: (event: RelayEvent) => void;
+}
+
+/** A relay as a service, with what it has done so far. */
+export interface Relay extends Service {
+  counts(): RelayCounts;
+}
+
+const closeAfterIdleMs = 1_000;
+const checkpointMs = 1_000;
+const retry: RetryPolicy = { attempts: Number.POSITIVE_INFINITY, firstDelayMs: 100, maxDelayMs: 5_000 };
+
+/**
+ * The relay of a database: leads, or stands by while another one does. `start` resolves once it does either; until database and
+ * broker answer it waits and says so in its log. It ends by itself (see {@link Service.failed}) only where waiting can't help:
+ * TURNOUT_SEQUENCE_CACHED, TURNOUT_PARTITIONS_MISMATCH, TURNOUT_DATABASE_REWOUND, TURNOUT_MIGRATION_MISSING.
+ *
+ * @example
+ * const relay = createRelay({ database: pgDatabase(pool), publisher: kafkaJsPublisher(kafka) });
+ * await relay.start();
+ */
+export function createRelay(options: RelayOptions): Relay {
+  const { database, publisher, logger = jsonLogger } = options;
+  const name = `${hostname()}-${process.pid}-${randomBytes(3).toString('hex')}`;
+  const counts = { ticks: 0, published: 0, replayed: 0, takeovers: 0, refused: 0 };
+
+  function tell(event: RelayEvent): void {
+    if (event.kind === 'tick') {
+      counts.ticks++;
+      counts.published += event.events;
+      if (event.replayed) counts.replayed += event.events;
+    }
+    if (event.kind === 'refused') counts.refused++;
+    if (event.kind === 'leading' && event.takeover) {
+      counts.takeovers++;
+      options.onTakeover?.();
+    }
+    options.onEvent?.(event);
+  }
+
+  const context: Context = {
+    database,
+    publisher,
+    logger,
+    name,
+    tell,
+    takeoverMs: options.takeoverMs ?? 10_000,
+    pageSize: options.pageSize ?? 2_000,
+    retentionMs: options.retentionMs ?? 7 * 24 * 3_600_000,
+  };
+
+  const running = service('relay', async (signal, ready) => {
+    let failures = 0;
+    try {
+      while (!signal.aborted) {
+        try {
+          await serve(context, signal, () => {
+            failures = 0;
+            ready();
+          });
+        } catch (error) {
+          const known = withMissingMigrations(error);
+          if (signal.aborted) {
+            logger.warn('The relay was stopped while it could not go on; the next start replays its last tick.', { error: known });
+            return;
+          }
+          if (isFatal(known)) {
+            logger.error('The relay has stopped: it can’t go on by itself.', { error: known });
+            throw known;
+          }
+          if (isTurnoutError(known, 'TURNOUT_RELAY_FENCED')) tell({ kind: 'stepped-down', why: 'fenced' });
+          failures++;
+          const waitMs = isTurnoutError(known, 'TURNOUT_RELAY_FENCED') ? 0 : retryDelayMs(retry, failures, Math.random());
+          logger.warn('The relay waits and tries again.', { error: known, waitMs });
+          await sleep(waitMs, signal);
+        }
+      }
+    } finally {
+      await publisher.disconnect().catch((error: unknown) => logger.warn('Disconnecting from the broker failed.', { error }));
+    }
+  });
+  return { ...running, counts: () => ({ ...counts }) };
+}
+
+interface Context {
+  readonly database: Database;
+  readonly publisher: Publisher;
+  readonly logger: Logger;
+  readonly name: string;
+  readonly tell: (event: RelayEvent) => void;
+  readonly takeoverMs: number;
+  readonly pageSize: number;
+  readonly retentionMs: number;
+}
+
+/** From connecting to stepping down. Resolves when `signal` is aborted; rejects when leadership, database or broker are lost. */
+async function serve(context: Context, signal: AbortSignal, ready: () => void): Promise<void> {
+  const { database, publisher, logger, tell } = context;
+  await requireMigrations(database, 'producer');
+  const session = await database.connect();
+  try {
+    await prepareSession(session, 'turnout relay');
+    await checkSequence(session);
+    await publisher.connect();
+    await checkTopics(publisher, (await loadCatalogue(session)).partitions, logger);
+
+    const way = await becomeLeader(session, {
+      takeoverMs: context.takeoverMs,
+      signal,
+      standingBy: () => {
+        logger.info('The relay stands by: another one leads.');
+        tell({ kind: 'standing-by' });
+        ready();
+      },
+      ending: (holder, tick) =>
+        logger.warn('The leading relay has work and shows no progress: its database connection is ended.', { holder, tick, takeoverMs: context.takeoverMs }),
+    });
+    if (way === undefined) return;
+    await lead(context, session, signal, way === 'after-standby', ready);
+  } finally {
+    // Settings and lock go with the connection.
+    session.release(true);
+  }
+}
+
+/** The leader's state between ticks. */
+interface Position {
+  /** Everything visible in this snapshot is published. */
+  lo: string;
+  /** The newest tick, which the next insert must find to be the newest still. */
+  known: bigint;
+  /** Counts up to here. */
+  numbers: Numbers;
+  /** Whether the newest tick is one that a restart would repeat. */
+  open: boolean;
+  lastSeq: bigint;
+}
+
+async function lead(context: Context, session: Session, stopping: AbortSignal, takeover: boolean, ready: () => void): Promise<void> {
+  const { publisher, logger, tell } = context;
+  const lost = new AbortController();
+  void session.lost.then(() => lost.abort());
+  const ended = AbortSignal.any([stopping, lost.signal]);
+
+  let catalogue = await loadCatalogue(session);
+  await checkTopics(publisher, catalogue.partitions, logger);
+  const newest = await readNewestTick(session);
+  await checkRewound(session, { publisher, catalogue, newest, retentionMs: context.retentionMs, logger });
+  logger.info(takeover ? 'The relay has taken over.' : 'The relay leads.', { relay: context.name, tick: newest?.tick ?? 0n });
+  tell({ kind: 'leading', takeover });
+  ready();
+
+  const lookUp: LookUp = {
+    catalogue: () => catalogue,
+    async refresh() {
+      catalogue = await loadCatalogue(session);
+      await checkTopics(publisher, catalogue.partitions, logger);
+    },
+  };
+  const work = { context, session, lookUp, stopping, lost: lost.signal };
+
+  const position: Position = { lo: beginning, known: 0n, numbers: {}, open: false, lastSeq: 0n };
+  if (newest !== undefined) {
+    Object.assign(position, { known: newest.tick, lo: newest.hi, numbers: newest.numbers, open: newest.lo !== newest.hi });
+    if (position.open && (await publishTick(work, newest, position, undefined)) === 'stopped-midway') return;
+    // Between ticks only: what was begun in a generation is replayed in it.
+    position.numbers = inGenerations(position.numbers, catalogue.generations);
+    if (failpoint('relay.read-above-last-id')) position.lastSeq = await lastSeqIn(session, newest.hi);
+  }
+
+  let lastWork = performance.now();
+  while (!ended.aborted) {
+    const { lo, known, numbers, lastSeq } = position;
+    const { hi, rows } = await pollTick(session, { lo, known, numbers, relay: context.name, limit: context.pageSize, lastSeq });
+    if (rows.length === 0) {
+      position.lo = hi;
+      const idleMs = performance.now() - lastWork;
+      if (position.open && idleMs >= closeAfterIdleMs) await closeTick(context, session, position);
+      await sleep(waitAfterEmptyPollMs(defaultPace, idleMs), ended);
+      continue;
+    }
+    const tick: Tick = { tick: known + 1n, lo, hi, afterSeq: 0n, numbers, relay: context.name };
+    if ((await publishTick(work, tick, position, rows)) === 'stopped-midway') return;
+    lastWork = performance.now();
+  }
+  if (lost.signal.aborted) {
+    tell({ kind: 'stepped-down', why: 'lost' });
+    throw new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', 'The relay has lost its database connection.');
+  }
+  // So that the next start has nothing to repeat.
+  if (position.open) await closeTick(context, session, position);
+}
+
+/** A tick without contents: nothing before it is replayed any more, and a standby sees that nothing is to be done. */
+async function closeTick(context: Context, session: Session, position: Position): Promise<void> {
+  const { lo, known, numbers } = position;
+  await appendTick(session, known, { lo, hi: lo, afterSeq: 0n, numbers, relay: context.name });
+  position.known = known + 1n;
+  position.open = false;
+}
+
+interface LookUp {
+  catalogue(): Catalogue;
+  refresh(): Promise<void>;
+}
+
+interface Work {
+  readonly context: Context;
+  readonly session: Session;
+  readonly lookUp: LookUp;
+  readonly stopping: AbortSignal;
+  readonly lost: AbortSignal;
+}
+
+/**
+ * Publishes a tick to its end and moves the position behind it. As long as the broker fails it is tried again, from its last
+ * checkpoint; `firstRows`, if given, are what the poll has already read.
+ */
+async function publishTick(
+  work: Work,
+  tick: Tick,
+  position: Position,
+  firstRows: readonly Row[] | undefined,
+): Promise<'published' | 'stopped-midway'> {
+  const { context, session, stopping, lost } = work;
+  const { logger, tell } = context;
+  position.known = tick.tick;
+  position.open = true;
+  let from = tick;
+  for (let attempt = 1; ; attempt++) {
+    try {
+      const done = await publishRows(work, from, attempt === 1 ? firstRows : undefined, (checkpoint) => {
+        from = checkpoint;
+        position.known = checkpoint.tick;
+      });
+      if (!done.complete) return 'stopped-midway';
+      if (failpoint('relay.persist-tick-after-publish') && firstRows !== undefined) await appendTick(session, tick.tick - 1n, tick);
+      Object.assign(position, { lo: tick.hi, numbers: done.numbers, lastSeq: done.lastSeq > position.lastSeq ? done.lastSeq : position.lastSeq });
+      tell({ kind: 'tick', tick: tick.tick, events: done.events, replayed: attempt > 1 || firstRows === undefined });
+      return 'published';
+    } catch (error) {
+      if (!isPublishFailure(error) || stopping.aborted || lost.aborted) throw error;
+      const waitMs = retryDelayMs(retry, attempt, Math.random());
+      logger.warn('Publishing failed; nothing more of the tick is sent, and it is replayed from its last checkpoint.', {
+        error,
+        tick: tick.tick,
+        attempt,
+        waitMs,
+      });
+      await sleep(waitMs, AbortSignal.any([stopping, lost]));
+      if (stopping.aborted || lost.aborted) throw error;
+      const newest = await readNewestTick(session);
+      if (newest !== undefined && newest.tick !== from.tick && !failpoint('relay.persist-tick-after-publish')) {
+        throw new TurnoutError('TURNOUT_RELAY_FENCED', 'Another relay has gone on while the broker failed.');
+      }
+    }
+  }
+}
+
+/** How far a page brings a tick. */
+interface PageEnd {
+  readonly lastSeq: bigint;
+  readonly numbers: Numbers;
+}
+
+async function publishRows(
+  work: Work,
+  from: Tick,
+  firstRows: readonly Row[] | undefined,
+  checkpointed: (checkpoint: Tick) => void,
+): Promise<PageEnd & { readonly events: number; readonly complete: boolean }> {
+  const { context, session, lookUp, stopping, lost } = work;
+  const { publisher, logger, tell, pageSize } = context;
+  const counter = createCounter(from.numbers, (source) => lookUp.catalogue().generations.get(source) ?? 1);
+  const chain: Chain<PageEnd> = createChain((batches) =>
+    sendOrReplace(publisher, batches, ({ topic, partition, message, reason }) => {
+      const id = message.headers['ce_id'] ?? '';
+      logger.error('The broker refuses a message for good; a placeholder takes its place, and consumers park its key.', { id, topic, partition, reason });
+      tell({ kind: 'refused', id, topic, reason });
+    }),
+  );
+  const breakChain = (): void => chain.break(new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', 'The relay has lost its database connection.'));
+  lost.addEventListener('abort', breakChain, { once: true });
+
+  let newest = from;
+  let lastTickAt = performance.now();
+  let events = 0;
+  let end: PageEnd = { lastSeq: from.afterSeq, numbers: from.numbers };
+  const checkpoint = async (done: PageEnd): Promise<void> => {
+    newest = await appendTick(session, newest.tick, { lo: from.lo, hi: from.hi, afterSeq: done.lastSeq, numbers: done.numbers, relay: context.name });
+    lastTickAt = performance.now();
+    checkpointed(newest);
+  };
+  try {
+    for await (const rows of pagesOf(context, session, from, firstRows ?? (await readPage(session, from, pageSize)))) {
+      if (rows.some((row) => !lookUp.catalogue().partitions.has(row[column.topic]!) || !lookUp.catalogue().generations.has(row[column.source]!))) {
+        await lookUp.refresh();
+      }
+      const batches = toBatches(rows, counter, (topic) => partitionsOf(lookUp.catalogue(), topic));
+      end = { lastSeq: BigInt(rows.at(-1)![column.seq]!), numbers: counter.numbers() };
+      await chain.push(batches, end);
+      events += rows.length;
+      const done = chain.acknowledged();
+      if (done !== undefined && done.lastSeq > newest.afterSeq && performance.now() - lastTickAt >= checkpointMs) await checkpoint(done);
+      if (stopping.aborted && rows.length >= pageSize) {
+        // The rest of a long tick is for the next start, which goes on from here.
+        await chain.flush();
+        await checkpoint(end);
+        return { ...end, events, complete: false };
+      }
+    }
+    await chain.flush();
+    return { ...end, events, complete: true };
+  } catch (error) {
+    chain.break(error);
+    await chain.flush().catch(() => undefined);
+    throw error;
+  } finally {
+    lost.removeEventListener('abort', breakChain);
+  }
+}
+
+/** The first page, which has been read, and if it was full, the rest through a cursor on a connection of its own. */
+async function* pagesOf(context: Context, session: Session, from: Tick, firstRows: readonly Row[]): AsyncGenerator<readonly Row[], void> {
+  if (firstRows.length > 0) yield firstRows;
+  if (firstRows.length < context.pageSize) return;
+  const reading = await context.database.connect();
+  try {
+    await prepareSession(reading, 'turnout relay: backlog');
+    const rest: Tick = { ...from, afterSeq: BigInt(firstRows.at(-1)![column.seq]!) };
+    yield* readPages(reading, rest, context.pageSize);
+  } finally {
+    reading.release(true);
+  }
+}
+
+function partitionsOf(catalogue: Catalogue, topic: string): number {
+  const partitions = catalogue.partitions.get(topic);
+  if (partitions !== undefined) return partitions;
+  // Not skipped and not guessed: rows of the outbox are written by turnout.publish_events, which knows registered topics only.
+  throw new TurnoutError('TURNOUT_CONFIG_INVALID', `The outbox holds an event of topic ${topic}, which turnout.topic does not know.`, { details: { topic } });
+}
+
+/** Whether the broker failed: the tick is then replayed by the same leader. */
+function isPublishFailure(error: unknown): boolean {
+  return (
+    isTurnoutError(error, 'TURNOUT_PUBLISH_FAILED') || isTurnoutError(error, 'TURNOUT_BROKER_UNREACHABLE') || isTurnoutError(error, 'TURNOUT_TOPIC_MISSING')
+  );
+}
+
+/** Whether waiting can't help. Everything else, a driver's errors included, is waited out: a relay that gives up delays every event. */
+function isFatal(error: unknown): boolean {
+  if (isTurnoutError(error)) return !error.retryable;
+  return error instanceof TypeError || error instanceof ReferenceError || /^42/.test(sqlStateOf(error));
+}
+
+/** Schema or table missing: the one thing that a user meets first, said in a way that helps. */
+function withMissingMigrations(error: unknown): unknown {
+  if (!['3F000', '42P01', '42883'].includes(sqlStateOf(error))) return error;
+  return new TurnoutError('TURNOUT_MIGRATION_MISSING', 'The database lacks Turnout’s tables.', { cause: error });
+}
+
+function sqlStateOf(error: unknown): string {
+  const { code, driverError } = (error ?? {}) as { code?: unknown; driverError?: { code?: unknown } };
+  return String(code ?? driverError?.code ?? '');
+}
