@@ -1,4 +1,4 @@
-import type { Database, QueryResultLike } from '../../src/database/index.ts';
+import type { Database, Handed, QueryResultLike } from '../../src/database/index.ts';
 import { joinableTransaction, orUnreachable, sessionOf, takeClient, whenStandInEnded } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
 import { unjoined } from './join-pool.ts';
@@ -34,7 +34,17 @@ export function pgDatabase<Pool extends PoolLike>(
   const own = unjoined(pool);
   const clients = clientsOf<Client>(own);
   const { connectTimeoutMs } = options;
-  const joinable = { key: own, pool: clients, connectTimeoutMs, hand: (client: Client): ClientOf<Pool> => client };
+  const joinable = {
+    key: own,
+    pool: clients,
+    connectTimeoutMs,
+    hand: (control: Client, tx: Client): Handed<ClientOf<Pool>> => ({
+      tx,
+      begin: () => control.query('begin'),
+      commit: () => control.query('commit'),
+      rollback: () => control.query('rollback'),
+    }),
+  };
 
   return {
     maxConnections: own.options?.max,

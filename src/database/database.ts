@@ -25,26 +25,28 @@ export interface Session extends Queryable {
 
 /**
  * A Postgres database, as the user's own library reaches it. `Tx` is what that library calls a transaction
- * (`PoolClient`, `EntityManager`), and is what handlers and `turnout.transaction()` are given.
+ * (`PoolClient`, `EntityManager`), and is what handlers and `turnout.transaction()` are given. `Open` is whatever else of
+ * it stands for an open transaction (`QueryRunner`): `publish` takes that too.
  */
-export interface Database<Tx = unknown> {
+export interface Database<Tx = unknown, Open = Tx> {
   /** A connection of its own, for locks and settings that live as long as a session. Throws TURNOUT_DATABASE_UNREACHABLE, TURNOUT_POOL_TIMEOUT. */
   connect(): Promise<Session>;
   /** One statement on any connection, committed when it resolves. */
   query<Row = Record<string, unknown>>(text: string, values?: unknown[]): Promise<QueryResultLike<Row>>;
   /**
    * Begins a transaction, runs `work`, commits when it resolves and rolls back when it rejects. While `work` runs,
-   * bound pools (see `turnout/pg`, `turnout/typeorm`) of the same database join the transaction.
+   * bound pools (see `turnout/pg`, `turnout/typeorm`) of the same database join the transaction. Called inside one, it
+   * is a savepoint of it: what `whenEnded` tells comes at the end of the outermost.
    * Rejects with TURNOUT_TRANSACTION_ABORTED if the commit turned out to be a rollback.
    */
   transaction<Result>(work: (tx: Tx) => Promise<Result>): Promise<Result>;
   /** Statements inside an open transaction of the user's. Throws TURNOUT_TRANSACTION_REQUIRED where it can be known that none is open. */
-  within(tx: Tx): Queryable;
+  within(tx: Tx | Open): Queryable;
   /**
    * Runs one of two functions when the user's own transaction has ended, if the library can tell.
    * Gives false if it can't: then the caller has to say so (`turnout.deliver`).
    */
-  whenEnded(tx: Tx, ended: { committed: () => void; rolledBack: () => void }): boolean;
+  whenEnded(tx: Tx | Open, ended: { committed: () => void; rolledBack: () => void }): boolean;
   /** The most connections there can be at once, if known. */
   readonly maxConnections: number | undefined;
 }

@@ -2,7 +2,7 @@ export { ignoreErrorEvents, isConnectionLost, orUnreachable, sessionOf, takeClie
 export type { ClientLike, ClientPool, ClientResult, TakenClient } from './client.ts';
 export type { Database, Queryable, QueryResultLike, Session } from './database.ts';
 export { joinableTransaction, joinedClient, whenStandInEnded } from './joining.ts';
-export type { JoinableOptions } from './joining.ts';
+export type { Handed, JoinableOptions } from './joining.ts';
 export { applyMigration, migrate, migrationScript, requireMigrations } from './migrate.ts';
 export type { AppliedMigration } from './migrate.ts';
 export { migrationFiles } from './migration-files.ts';

@@ -1,5 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { TurnoutError } from '../errors/index.ts';
+import { TurnoutError, isTurnoutError } from '../errors/index.ts';
 import type { ClientLike, ClientPool, ClientResult } from './client.ts';
 import { ignoreErrorEvents, isConnectionLost, orUnreachable, takeClient } from './client.ts';
 import type { Ending, OpenTransaction, Scope } from './open-transaction.ts';
@@ -35,7 +35,7 @@ function storageOf(pool: object): AsyncLocalStorage<Context> {
 export function joinedClient(pool: object): ClientLike | undefined {
   const context = storageOf(pool).getStore();
   if (context === undefined || !context.transaction.isOpen()) return undefined;
-  return standIn(pool, context.client, context.transaction, 'joined');
+  return standIn(pool, context.client, context.transaction, 'joined').client;
 }
 
 const transactions = new WeakMap<object, { transaction: OpenTransaction; scope: () => Scope }>();
@@ -49,15 +49,28 @@ export function whenStandInEnded(client: object, ending: Ending): boolean {
 }
 
 /**
- * `handed`: given to `work` by name; a statement that fails fails the transaction, and COMMIT is not for its holder.
- * `joined`: found by code that believes it has a connection of its own; what it runs outside BEGIN … COMMIT it expects
- * to fail alone, so each such statement has a savepoint.
+ * - `owner`: its BEGIN, COMMIT and ROLLBACK are those of the transaction.
+ * - `inner`: they are those of a savepoint, for Turnout's own transaction inside another.
+ * - `handed`: given to `work` by name; a statement that fails fails the transaction, and COMMIT is not for its holder.
+ * - `joined`: found by code that believes it has a connection of its own; what it runs outside BEGIN … COMMIT it expects
+ *   to fail alone, so each such statement has a savepoint.
  */
-type Kind = 'handed' | 'joined';
+type Kind = 'owner' | 'inner' | 'handed' | 'joined';
 
-function standIn<Client extends ClientLike>(pool: object, client: Client, transaction: OpenTransaction, kind: Kind): Client {
+interface StandIn<Client> {
+  readonly client: Client;
+  readonly scope: () => Scope;
+}
+
+function standIn<Client extends ClientLike>(
+  pool: object,
+  client: Client,
+  transaction: OpenTransaction,
+  kind: Kind,
+): StandIn<Client> {
   const storage = storageOf(pool);
   let own: Scope | undefined;
+  let begun = kind !== 'owner';
 
   function scope(): Scope {
     if (own !== undefined) return own;
@@ -69,13 +82,21 @@ function standIn<Client extends ClientLike>(pool: object, client: Client, transa
     const command = transactionCommand(sql);
     switch (command) {
       case 'begin':
-        return own === undefined ? begin() : Promise.resolve(answer('BEGIN'));
+        if (begun) return own === undefined ? begin() : Promise.resolve(answer('BEGIN'));
+        begun = true;
+        return transaction.run(scope(), send);
       case 'commit':
       case 'rollback':
-        return endOwn(command);
+        if (own !== undefined) return endOwn(own, command);
+        return kind === 'owner' ? endTransaction(command, send) : endNothing(command);
       case 'ignore':
-        return Promise.resolve(answer('SET'));
+        return kind === 'owner' ? transaction.run(scope(), send) : Promise.resolve(answer('SET'));
       case 'refuse':
+        // The owner may choose the isolation of what it begins.
+        if (kind === 'owner' && /^\s*(?:begin|start|set)\b/i.test(sql)) {
+          begun = true;
+          return transaction.run(scope(), send);
+        }
         return Promise.reject(refused(`${JSON.stringify(sql.slice(0, 80))} can't be part of a joined transaction.`));
       case 'other':
         return own === undefined && kind === 'joined'
@@ -88,7 +109,7 @@ function standIn<Client extends ClientLike>(pool: object, client: Client, transa
     const begun = transaction.begin(scope());
     own = begun.scope;
     // From here on, whatever the caller does in this flow belongs to what it has begun, whichever connection it uses.
-    storage.enterWith({ client, transaction, scope: begun.scope });
+    if (kind !== 'inner') storage.enterWith({ client, transaction, scope: begun.scope });
     try {
       await begun.ready;
     } catch (error) {
@@ -98,20 +119,31 @@ function standIn<Client extends ClientLike>(pool: object, client: Client, transa
     return answer('BEGIN');
   }
 
-  async function endOwn(command: 'commit' | 'rollback'): Promise<ClientResult> {
-    const ending = own;
-    if (ending === undefined) {
-      if (kind === 'handed') {
-        throw refused(`The transaction is ended by who began it; ${command.toUpperCase()} is not for the code it was handed to.`);
-      }
-      return answer(command.toUpperCase()); // Postgres warns that no transaction is in progress, and goes on.
-    }
+  async function endOwn(ending: Scope, command: 'commit' | 'rollback'): Promise<ClientResult> {
     own = undefined;
     if (command === 'rollback') {
       await transaction.rollback(ending);
       return answer('ROLLBACK');
     }
-    return answer((await transaction.commit(ending)) ? 'COMMIT' : 'ROLLBACK');
+    if (await transaction.commit(ending)) return answer('COMMIT');
+    if (kind === 'inner') throw aborted();
+    return answer('ROLLBACK');
+  }
+
+  async function endTransaction(command: 'commit' | 'rollback', send: () => Promise<unknown>): Promise<ClientResult> {
+    if (!transaction.isOpen()) return answer('ROLLBACK');
+    if (command === 'commit') {
+      await transaction.finish(() => commit(client, send), { abandon: false });
+      return answer('COMMIT');
+    }
+    await transaction.finish(() => send().then(() => false), { abandon: true });
+    return answer('ROLLBACK');
+  }
+
+  // Postgres warns that no transaction is in progress, and goes on.
+  async function endNothing(command: 'commit' | 'rollback'): Promise<ClientResult> {
+    if (kind === 'joined' || kind === 'inner') return answer(command.toUpperCase());
+    throw refused(`The transaction is ended by who began it; ${command.toUpperCase()} is not for the code it was handed to.`);
   }
 
   async function alone(send: () => Promise<unknown>): Promise<unknown> {
@@ -149,17 +181,55 @@ function standIn<Client extends ClientLike>(pool: object, client: Client, transa
       if (property === 'query') return query;
       if (property === 'release') return () => undefined;
       const value: unknown = Reflect.get(target, property, target);
-      return typeof value === 'function' ? (value as () => unknown).bind(target) : value;
+      if (typeof value !== 'function') return value;
+      // Many stand-ins, one connection: their holders hear of its loss from their statements.
+      if (property === 'on' || property === 'once' || property === 'addListener') {
+        return (event: string, listener: unknown) => {
+          if (event !== 'error') (value as Listen).call(target, event, listener);
+          return stand;
+        };
+      }
+      return (value as () => unknown).bind(target);
     },
   });
   transactions.set(stand, { transaction, scope });
-  return stand;
+  return { client: stand, scope };
 }
 
 type Callback = (error: unknown, result?: unknown) => void;
+type Listen = (event: string, listener: unknown) => unknown;
 
 function answer(command: string): ClientResult {
   return Object.assign({ command, rowCount: null, rows: [] as never[] }, { oid: 0, fields: [] });
+}
+
+function aborted(): TurnoutError {
+  return new TurnoutError('TURNOUT_TRANSACTION_ABORTED', 'The transaction had failed before it was to be committed.');
+}
+
+async function commit(client: ClientLike, send: () => Promise<unknown>): Promise<boolean> {
+  if (client.getTransactionStatus?.() === 'I') {
+    throw refused('A statement inside the transaction has ended it; what came after was not part of it.');
+  }
+  let result: unknown;
+  try {
+    result = await send();
+  } catch (error) {
+    if (!isConnectionLost(error)) throw error;
+    throw new TurnoutError('TURNOUT_COMMIT_UNKNOWN', 'It is not known whether the transaction was committed.', { cause: error });
+  }
+  if ((result as ClientResult).command === 'ROLLBACK') throw aborted();
+  return true;
+}
+
+/** What `work` is handed, and how the user's library begins and ends a transaction. */
+export interface Handed<Tx> {
+  readonly tx: Tx;
+  begin(): Promise<unknown>;
+  commit(): Promise<unknown>;
+  rollback(): Promise<unknown>;
+  /** Called at the end, however it came. */
+  release?(): Promise<unknown>;
 }
 
 export interface JoinableOptions<Client extends ClientLike, Tx> {
@@ -167,8 +237,8 @@ export interface JoinableOptions<Client extends ClientLike, Tx> {
   readonly key: object;
   readonly pool: ClientPool<Client>;
   readonly connectTimeoutMs: number | undefined;
-  /** Makes what `work` is handed out of the stand-in for the connection. */
-  readonly hand: (client: Client) => Tx;
+  /** `control` begins and ends the transaction; `handed` is the same connection for who must not. */
+  readonly hand: (control: Client, handed: Client) => Handed<Tx>;
 }
 
 /**
@@ -180,30 +250,21 @@ export async function joinableTransaction<Client extends ClientLike, Tx, Result>
   options: JoinableOptions<Client, Tx>,
   work: (tx: Tx) => Promise<Result>,
 ): Promise<Result> {
-  const storage = storageOf(options.key);
-  const around = storage.getStore();
-  if (around !== undefined && around.transaction.isOpen()) return nested(storage, options, around, work);
-
+  const around = storageOf(options.key).getStore();
+  if (around !== undefined && around.transaction.isOpen()) {
+    return perform(options, around.client as Client, around.transaction, 'inner', work);
+  }
   const { client, giveBack } = await takeClient(options.pool, options.connectTimeoutMs);
   const silence = ignoreErrorEvents(client);
   const failed = (): boolean => client.getTransactionStatus?.() === 'E';
-  let broken = false;
+  const transaction = openTransaction((sql) => client.query(sql), failed, options.connectTimeoutMs);
+  let broken = true;
   try {
-    await client.query('begin');
-    const transaction = openTransaction((sql) => client.query(sql), failed, options.connectTimeoutMs);
-    try {
-      const tx = options.hand(standIn(options.key, client, transaction, 'handed'));
-      const result = await storage.run({ client, transaction, scope: transaction.root }, () => work(tx));
-      await transaction.finish(() => commit(client), { abandon: false });
-      return result;
-    } catch (error) {
-      if (transaction.isOpen()) {
-        await transaction.finish(() => client.query('rollback').then(() => false), { abandon: true }).catch(() => (broken = true));
-      }
-      throw error;
-    }
+    const result = await perform(options, client, transaction, 'owner', work);
+    broken = false;
+    return result;
   } catch (error) {
-    broken ||= isConnectionLost(error) || (error instanceof TurnoutError && error.code === 'TURNOUT_COMMIT_UNKNOWN');
+    broken = isConnectionLost(error) || isTurnoutError(error, 'TURNOUT_COMMIT_UNKNOWN') || transaction.isOpen();
     throw orUnreachable(error);
   } finally {
     silence();
@@ -211,42 +272,35 @@ export async function joinableTransaction<Client extends ClientLike, Tx, Result>
   }
 }
 
-async function commit(client: ClientLike): Promise<boolean> {
-  if (client.getTransactionStatus?.() === 'I') {
-    throw refused('A statement inside the transaction has ended it; what came after was not part of it.');
-  }
-  let result: ClientResult;
-  try {
-    result = await client.query('commit');
-  } catch (error) {
-    if (!isConnectionLost(error)) throw error;
-    throw new TurnoutError('TURNOUT_COMMIT_UNKNOWN', 'It is not known whether the transaction was committed.', { cause: error });
-  }
-  if (result.command === 'ROLLBACK') {
-    throw new TurnoutError('TURNOUT_TRANSACTION_ABORTED', 'The transaction had failed before it was to be committed.');
-  }
-  return true;
-}
-
-async function nested<Client extends ClientLike, Tx, Result>(
-  storage: AsyncLocalStorage<Context>,
+async function perform<Client extends ClientLike, Tx, Result>(
   options: JoinableOptions<Client, Tx>,
-  around: Context,
+  client: Client,
+  transaction: OpenTransaction,
+  kind: 'owner' | 'inner',
   work: (tx: Tx) => Promise<Result>,
 ): Promise<Result> {
-  const { transaction } = around;
-  const client = around.client as Client;
-  const { scope, ready } = transaction.begin(around.scope);
-  await ready;
+  const control = standIn(options.key, client, transaction, kind);
+  const handed = options.hand(control.client, standIn(options.key, client, transaction, 'handed').client);
   try {
-    const tx = options.hand(standIn(options.key, client, transaction, 'handed'));
-    const result = await storage.run({ client, transaction, scope }, () => work(tx));
-    if (!(await transaction.commit(scope))) {
-      throw new TurnoutError('TURNOUT_TRANSACTION_ABORTED', 'The inner transaction had failed before it was to be committed.');
+    await handed.begin();
+    const scope = control.scope();
+    try {
+      const result = await storageOf(options.key).run({ client, transaction, scope }, () => work(handed.tx));
+      await handed.commit();
+      return result;
+    } catch (error) {
+      if (!scope.ended && transaction.isOpen()) await handed.rollback().catch(() => undefined);
+      throw error;
     }
-    return result;
   } catch (error) {
-    if (!scope.ended && transaction.isOpen()) await transaction.rollback(scope).catch(() => undefined);
-    throw error;
+    throw withoutWrapper(error);
+  } finally {
+    await handed.release?.();
   }
+}
+
+/** TypeORM wraps what its driver throws, Turnout's own errors too. */
+function withoutWrapper(error: unknown): unknown {
+  const inner = (error as { driverError?: unknown } | undefined)?.driverError;
+  return inner instanceof TurnoutError ? inner : error;
 }
