@@ -1,4 +1,79 @@
-export * from './errors/index.ts';
-export * from './event/index.ts';
-export * from './lifecycle/index.ts';
-export * from './database/index.ts';
+// What most programs need. Adapters and tests for users have entries of their own (`turnout/pg`, `turnout/testing` …).
+
+// Events
+export { defineEvent, defineTopic, on } from './event/index.ts';
+export type {
+  AnyEventDefinition,
+  EventData,
+  EventDefinition,
+  EventInput,
+  EventKind,
+  Ordering,
+  Reaction,
+  Route,
+  Stamp,
+  TopicDefinition,
+  Turn,
+  TurnoutEvent,
+} from './event/index.ts';
+
+// Publishing
+export { createTurnout, occurrence } from './turnout.ts';
+export type { EventOptions, Occurrence, Published, Reply, Turnout, TurnoutOptions } from './turnout.ts';
+export { registerEvents } from './outbox/index.ts';
+export type { PublishedStamp } from './outbox/index.ts';
+
+// Switchovers
+export {
+  createEndpoint,
+  defineSwitchover,
+  recordSince,
+  registerSwitchover,
+  rpcSweeper,
+  setStage,
+  switchoverHistory,
+  switchoverStatus,
+} from './switchover/index.ts';
+export type {
+  Endpoint,
+  EndpointOptions,
+  RpcAnswer,
+  RpcCall,
+  RpcSweeper,
+  RpcSweeperCounters,
+  RpcSweeperOptions,
+  Stage,
+  StageChange,
+  SwitchoverDefinition,
+  SwitchoverStatus,
+} from './switchover/index.ts';
+
+// Databases
+export { migrate, migrationScript, requireMigrations } from './database/index.ts';
+export type { AppliedMigration, Database, MigrationSet, Queryable, QueryResultLike, Session } from './database/index.ts';
+
+// Relay
+export { applyTopics, createRelay, outboxKeeper } from './relay/index.ts';
+export type {
+  LastRecord,
+  OutboxKeeperOptions,
+  PartitionBatch,
+  Publisher,
+  Relay,
+  RelayCounts,
+  RelayEvent,
+  RelayOptions,
+  TopicAdmin,
+  TopicChange,
+  TopicDescription,
+} from './relay/index.ts';
+
+// Configuration of the command line
+export { defineConfig } from './config.ts';
+export type { Broker, TurnoutConfig } from './config.ts';
+
+// Services, errors
+export { jsonLogger, service, silentLogger, together } from './lifecycle/index.ts';
+export type { Logger, RetryPolicy, Service } from './lifecycle/index.ts';
+export { isTurnoutError, TurnoutError } from './errors/index.ts';
+export type { ErrorCode, ErrorDetails } from './errors/index.ts';

@@ -121,6 +121,16 @@ export const errorKinds = {
     retryable: false,
     remedy: 'The key has an event that is older than its last one and was never seen; look at turnout.alarm before it goes on.',
   },
+  TURNOUT_STAGE_FINAL: { retryable: false, sqlState: 'TU017', remedy: 'A switchover that is done stays done; define a new one.' },
+  TURNOUT_CALL_HEADERS_MALFORMED: {
+    retryable: false,
+    remedy: 'Pass the headers of the call on as they are (docs/switchover.md lists them); rpcFetch does.',
+  },
+  TURNOUT_CALL_UNKEYED: { retryable: false, remedy: 'Call through Turnout: this endpoint refuses calls without its headers.' },
+  TURNOUT_ANSWER_TOO_LARGE: {
+    retryable: false,
+    remedy: 'Answers are kept in memory until the commit; raise maxAnswerBytes, or answer with less.',
+  },
   TURNOUT_RPC_FAILED: { retryable: true, remedy: 'The call is kept and will be made again.' },
   TURNOUT_UNAUTHENTICATED: { retryable: false, remedy: 'Send the credentials that the endpoint’s authenticate() expects.' },
 

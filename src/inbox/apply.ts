@@ -44,8 +44,8 @@ export type Verdict =
 export interface ApplyOptions {
   /** How long outcomes are kept, in milliseconds; older unknown events can't be told from repeats. Default {@link defaultRetentionMs}. */
   readonly retentionMs?: number;
-  /** Whether the effect may end other than `applied`. Default true; false spares a savepoint. */
-  readonly mayRefuse?: boolean;
+  /** Default true. False: the effect takes back its own writes unless it is `applied`, or always is. */
+  readonly savepoint?: boolean;
 }
 
 /** 30 days. */
@@ -56,7 +56,7 @@ export const defaultRetentionMs = 30 * 24 * 60 * 60 * 1000;
  * for every verdict (an alarm may have been written), or rolls back when this rejects.
  *
  * The lock of the key (ordered) or of the effect key is taken first and kept until the transaction ends; an event waits for
- * it, a call gets `running`. `effect` runs in a savepoint unless it can't refuse. If `effect` rejects, so does `apply`,
+ * it, a call gets `running`. `effect` runs in a savepoint. If `effect` rejects, so does `apply`,
  * with the same error.
  *
  * @example
@@ -76,13 +76,7 @@ export async function apply(
   const entry = await enter(tx, arrival, { retentionMs: options.retentionMs ?? defaultRetentionMs, leaseMs: defaultLeaseMs });
   const { decision } = entry;
   if (decision.kind !== 'apply') return settled(tx, arrival, entry);
-  const { outcome, answer, reason } = options.mayRefuse === false ? await effect() : await inSavepoint(tx, effect);
-  if (outcome !== 'applied' && options.mayRefuse === false) {
-    // Its writes can't be taken back alone.
-    throw new TurnoutError('TURNOUT_HANDLER_FAILED', `The effect ${arrival.effectKey} ended ${outcome} though it was said never to refuse.`, {
-      details: { effectKey: arrival.effectKey },
-    });
-  }
+  const { outcome, answer, reason } = options.savepoint === false ? await effect() : await inSavepoint(tx, effect);
   await record(tx, arrival, { outcome, answer, reason, attempts: entry.attempts + 1 });
   return { kind: 'done', outcome, answer: answer ?? null, repeated: false };
 }

@@ -1,0 +1,109 @@
+import type { ServerResponse } from 'node:http';
+import { TurnoutError } from '../../src/errors/index.ts';
+import type { HandlerAnswer } from '../../src/switchover/index.ts';
+
+/** A response whose answer is held back. */
+export interface Capture {
+  /** Resolves when the handler has ended its answer; rejects if it never will. */
+  readonly answer: Promise<HandlerAnswer>;
+  /** Makes {@link answer} reject, if it is still open. */
+  fail(error: Error): void;
+  /** Gives the response back as it was, with the headers that the handler has set. */
+  release(): void;
+}
+
+type Chunk = string | Uint8Array;
+
+/**
+ * Holds back what a handler writes to a response, up to `maxBytes`. To the handler the response behaves as if it had been
+ * sent: `headersSent` and `writableEnded` say so, and what comes after the end is refused.
+ */
+export function captureAnswer(response: ServerResponse, maxBytes: number): Capture {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  let sent = false;
+  let ended = false;
+  let settle!: { resolve: (answer: HandlerAnswer) => void; reject: (error: Error) => void };
+  const answer = new Promise<HandlerAnswer>((resolve, reject) => (settle = { resolve, reject }));
+  answer.catch(() => undefined);
+
+  function keep(chunk: Chunk, encoding: BufferEncoding | undefined): void {
+    const buffer = typeof chunk === 'string' ? Buffer.from(chunk, encoding) : Buffer.from(chunk);
+    bytes += buffer.length;
+    if (bytes > maxBytes) {
+      chunks.length = 0;
+      settle.reject(new TurnoutError('TURNOUT_ANSWER_TOO_LARGE', `The answer has more than ${maxBytes} bytes.`));
+    } else chunks.push(buffer);
+  }
+
+  // A handler that destroys the response, or whose caller is gone and that then never ends it, has given no answer.
+  // One that still ends it has: its effect is complete, and the caller's next attempt is told so.
+  const onClose = (): void => {
+    if (response.destroyed && !ended) settle.reject(new Error('The connection was closed before the handler had answered.'));
+  };
+
+  const write = (chunk: Chunk, second?: unknown, third?: unknown): boolean => {
+    if (ended) {
+      afterwards(second, third, new Error('write after end'));
+      return false;
+    }
+    sent = true;
+    keep(chunk, typeof second === 'string' ? (second as BufferEncoding) : undefined);
+    afterwards(second, third);
+    return true;
+  };
+  const end = (...args: unknown[]): ServerResponse => {
+    const [chunk, second, third] = typeof args[0] === 'function' ? [undefined, args[0]] : args;
+    if (ended) return response;
+    if (chunk !== undefined && chunk !== null) keep(chunk as Chunk, typeof second === 'string' ? (second as BufferEncoding) : undefined);
+    sent = true;
+    ended = true;
+    const headers = Object.fromEntries(
+      Object.entries(response.getHeaders()).map(([name, value]) => [name, typeof value === 'number' ? String(value) : (value ?? '')]),
+    );
+    settle.resolve({ status: response.statusCode, headers, body: Buffer.concat(chunks) });
+    afterwards(second, third);
+    return response;
+  };
+  const writeHead = (status: number, ...rest: unknown[]): ServerResponse => {
+    sent = true;
+    response.statusCode = status;
+    if (typeof rest[0] === 'string') response.statusMessage = rest[0];
+    for (const [name, value] of pairs(rest.findLast((each) => typeof each === 'object' && each !== null))) response.setHeader(name, value);
+    return response;
+  };
+
+  const overridden = {
+    write: { value: write },
+    end: { value: end },
+    writeHead: { value: writeHead },
+    flushHeaders: { value: () => void (sent = true) },
+    headersSent: { get: () => sent },
+    writableEnded: { get: () => ended },
+  };
+  for (const [name, property] of Object.entries(overridden)) Object.defineProperty(response, name, { ...property, configurable: true });
+  response.on('close', onClose);
+
+  return {
+    answer,
+    fail: (error) => settle.reject(error),
+    release() {
+      // The methods of the prototype come to light again.
+      for (const name of Object.keys(overridden)) delete (response as unknown as Record<string, unknown>)[name];
+      response.off('close', onClose);
+    },
+  };
+}
+
+function afterwards(second: unknown, third: unknown, error?: Error): void {
+  const callback = typeof second === 'function' ? second : third;
+  if (typeof callback === 'function') queueMicrotask(() => (callback as (error?: Error) => void)(error));
+}
+
+/** `writeHead` takes headers as an object, or as a flat list of names and values. */
+function pairs(headers: unknown): [string, string | string[]][] {
+  if (headers === undefined) return [];
+  if (!Array.isArray(headers)) return Object.entries(headers as Record<string, string | string[]>).filter(([, value]) => value !== undefined);
+  const flat = headers.flat() as string[];
+  return Array.from({ length: flat.length >> 1 }, (_, index) => [flat[2 * index]!, flat[2 * index + 1]!]);
+}

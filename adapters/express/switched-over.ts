@@ -1,0 +1,53 @@
+import type { Request, RequestHandler } from 'express';
+import { TurnoutError } from '../../src/errors/index.ts';
+import type { Endpoint, GateAnswer } from '../../src/switchover/index.ts';
+import { captureAnswer } from './capture-answer.ts';
+import { bodyOf } from './request-body.ts';
+
+/**
+ * Middleware that puts a gate in front of an old handler, which stays as it is: its effect happens once, in order, and in
+ * one transaction with what the gate writes. What the handler answers is held back until the commit, and sent with
+ * `Turnout-Outcome`. Calls without Turnout's headers go through untouched.
+ *
+ * Its place is before the handler, after or before `express.json()`. The database that the handler uses has to be joined
+ * (`joinPool` of `turnout/pg`, `bindDataSource` of `turnout/typeorm`), or its writes are not part of the transaction.
+ *
+ * @example
+ * app.post('/confirmations', express.json(), switchedOver(endpoint), sendConfirmation);
+ */
+export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
+  return async (request, response, next) => {
+    const headersBefore = new Set(response.getHeaderNames());
+    const answer: GateAnswer = await endpoint.answer(
+      { original: request, headers: request.headers, body: () => bodyOf(request, endpoint.maxAnswerBytes) },
+      async () => {
+        // Read here: by now it is inside the transaction.
+        const capture = captureAnswer(response, endpoint.maxAnswerBytes);
+        const timer = setTimeout(() => capture.fail(tooSlow(endpoint)), endpoint.handlerTimeoutMs);
+        try {
+          next();
+          const captured = await capture.answer;
+          // Nobody handled it: then Express's own 404 refuses nothing.
+          return { ...captured, handled: request.route !== undefined };
+        } finally {
+          clearTimeout(timer);
+          capture.release();
+        }
+      },
+    );
+    if (answer.kind === 'pass') return next();
+    if (response.destroyed || response.writableEnded) return;
+    if (answer.kind === 'gate') {
+      // What a handler set whose answer is not sent.
+      for (const name of response.getHeaderNames()) if (!headersBefore.has(name)) response.removeHeader(name);
+    }
+    const { status, headers, body } = answer.kind === 'gate' ? answer : { ...answer.answer, headers: answer.headers };
+    response.status(status);
+    for (const [name, value] of Object.entries(headers)) response.setHeader(name, value as string | string[]);
+    response.end(body);
+  };
+}
+
+function tooSlow(endpoint: Endpoint<Request>): TurnoutError {
+  return new TurnoutError('TURNOUT_HANDLER_FAILED', `The handler of ${endpoint.consumer} did not answer within ${endpoint.handlerTimeoutMs} ms.`);
+}

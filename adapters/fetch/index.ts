@@ -1,0 +1,2 @@
+export { rpcFetch } from './rpc-fetch.ts';
+export type { RpcFetchInit } from './rpc-fetch.ts';

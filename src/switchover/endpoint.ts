@@ -1,0 +1,313 @@
+// The gate in front of an old endpoint: the framework-neutral part of `turnout/express` and its like.
+//
+//   no Turnout headers     → as today (or 428 with `unkeyed: 'refuse'`)
+//   not authenticated      → 401, malformed → 400: no outcome, so the call stays owed
+//   Turnout headers        → one transaction: apply() around the old handler, whose answer is held back until the commit
+//       2xx                → applied      kept with the answer, and given again to a repeat
+//       4xx                → rejected     what it wrote is rolled back; the key number is consumed
+//       5xx, throw, …      → rolled back, no outcome: the call will be made again
+//       running / early    → looks again for 250 ms, holding no lock and no transaction; then 409 / 425
+//       another body       → 422
+import { createHash } from 'node:crypto';
+import type { Database } from '../database/index.ts';
+import { isTurnoutError, TurnoutError } from '../errors/index.ts';
+import type { ErrorCode } from '../errors/index.ts';
+import { isName } from '../event/index.ts';
+import type { Ordering } from '../event/index.ts';
+import { apply, defaultRetentionMs, ensureInboxPartition } from '../inbox/index.ts';
+import type { Arrival, Effect, KeyOfGate, Verdict } from '../inbox/index.ts';
+import { silentLogger, sleep } from '../lifecycle/index.ts';
+import type { Logger } from '../lifecycle/index.ts';
+import { formatTurn, hasCallHeaders, readCallHeaders } from './call-headers.ts';
+
+export interface EndpointOptions<Tx, Request> {
+  /** The consumer whose effects the endpoint has. */
+  readonly consumer: string;
+  /** The consumer's own database: what the old handler writes there is part of the transaction, if its pool is joined. */
+  readonly database: Database<Tx>;
+  /** As in the switchover: `'key'` if effects of one key happen in order. */
+  readonly order: Ordering;
+  /**
+   * Whether a request may carry Turnout's headers: they say that an effect has happened before, or is the next one. By
+   * default everybody's do; give one unless the network lets only the publisher in. If it throws, it has said no.
+   */
+  readonly authenticate?: (request: Request) => boolean | Promise<boolean>;
+  /** What becomes of calls without Turnout's headers: `'allow'` (default) as today, `'refuse'` with 428. */
+  readonly unkeyed?: 'allow' | 'refuse';
+  /** Applies held events of a key whose turn has come; without it, the consumer's own process does, a little later. */
+  readonly drain?: (place: KeyOfGate) => Promise<unknown>;
+  /** How long the inbox keeps outcomes, in milliseconds. Default 30 days. */
+  readonly retentionMs?: number;
+  /** How long a call waits for the events of its key before it, in milliseconds. Default 250. */
+  readonly earlyWaitMs?: number;
+  /** How long the old handler may take, in milliseconds, before it is rolled back. Default 60,000. */
+  readonly handlerTimeoutMs?: number;
+  /** The largest answer that is held back, in bytes. Default 10 MB; a larger one is rolled back. */
+  readonly maxAnswerBytes?: number;
+  /** The largest answer body that is kept for repeats, in bytes. Default 64 kB; a repeat of a larger one has no body. */
+  readonly maxKeptBytes?: number;
+  readonly logger?: Logger;
+}
+
+/** A request as an adapter sees it. */
+export interface GateRequest<Request> {
+  readonly original: Request;
+  /** Names in lower case. */
+  readonly headers: Readonly<Record<string, string | readonly string[] | undefined>>;
+  /** What tells one body from another: the parsed one if it is JSON, else its bytes. */
+  body(): Promise<unknown>;
+}
+
+/** What the old handler answered, complete. */
+export interface HandlerAnswer {
+  readonly status: number;
+  readonly headers: Readonly<Record<string, string | readonly string[]>>;
+  readonly body: Buffer;
+  /** False: nobody handled the request (no route matched), so a 404 refuses nothing. Default true. */
+  readonly handled?: boolean;
+}
+
+/** What to send. */
+export type GateAnswer =
+  /** No Turnout headers: let the request go on as if the gate were not there. */
+  | { readonly kind: 'pass' }
+  /** What the handler answered, with `headers` added. */
+  | { readonly kind: 'handler'; readonly answer: HandlerAnswer; readonly headers: Readonly<Record<string, string>> }
+  /** The gate's own answer, or a stored one; the handler has not run, or its answer can't be sent. */
+  | {
+      readonly kind: 'gate';
+      readonly status: number;
+      readonly headers: Readonly<Record<string, string | readonly string[]>>;
+      readonly body: Buffer;
+    };
+
+/** The gate of one old endpoint; adapters such as `turnout/express` put it before the handler. */
+export interface Endpoint<Request = unknown> {
+  readonly consumer: string;
+  readonly maxAnswerBytes: number;
+  readonly handlerTimeoutMs: number;
+  /** Decides about a request; `handler` runs the old handler inside the transaction. Never rejects. */
+  answer(request: GateRequest<Request>, handler: () => Promise<HandlerAnswer>): Promise<GateAnswer>;
+}
+
+/**
+ * Makes the gate of an old endpoint. Throws TURNOUT_DEFINITION_INVALID.
+ *
+ * @example
+ * const endpoint = createEndpoint({ consumer: 'email', database: pgDatabase(pool), order: 'none', authenticate: hasServiceToken });
+ * app.post('/confirmations', switchedOver(endpoint), sendConfirmation);
+ */
+export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<Tx, Request>): Endpoint<Request> {
+  const { consumer, order, unkeyed = 'allow', logger = silentLogger } = options;
+  if (!isName(consumer)) throw invalid('consumer', `${JSON.stringify(consumer)} can't be the name of a consumer.`);
+  if (order !== 'key' && order !== 'none') throw invalid('order', `The endpoint of ${consumer} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
+
+  async function answer(request: GateRequest<Request>, handler: () => Promise<HandlerAnswer>): Promise<GateAnswer> {
+    if (!hasCallHeaders(request.headers)) {
+      return unkeyed === 'allow' ? { kind: 'pass' } : refusal(428, 'TURNOUT_CALL_UNKEYED', 'The call has no Turnout headers.');
+    }
+    if (!(await isAuthentic(options.authenticate, request.original))) {
+      return refusal(401, 'TURNOUT_UNAUTHENTICATED', 'Turnout headers of an unknown caller.');
+    }
+    let arrival: Arrival;
+    try {
+      arrival = { ...readArrival(request, consumer, order), path: 'rpc', requestHash: hashOf(await request.body()) };
+    } catch (error) {
+      if (isTurnoutError(error, 'TURNOUT_EFFECT_KEY_REUSED')) return refusal(422, error.code, error.message);
+      if (isTurnoutError(error)) return refusal(400, error.code, error.message);
+      return refusal(400, 'TURNOUT_CALL_HEADERS_MALFORMED', `The body can't be read: ${String(error)}`);
+    }
+    try {
+      return await throughGate(options, arrival, handler, logger);
+    } catch (error) {
+      logger.error('A call could not be applied; it was rolled back.', { consumer, effectKey: arrival.effectKey, error });
+      const code = isTurnoutError(error) ? error.code : 'TURNOUT_HANDLER_FAILED';
+      return refusal(503, code, 'The effect was rolled back.');
+    }
+  }
+
+  return {
+    consumer,
+    maxAnswerBytes: options.maxAnswerBytes ?? 10_000_000,
+    handlerTimeoutMs: options.handlerTimeoutMs ?? 60_000,
+    answer,
+  };
+}
+
+/** Carries an answer without an outcome out of the transaction, which is rolled back by it. */
+class WithoutOutcome extends Error {
+  readonly answer: HandlerAnswer;
+  constructor(answer: HandlerAnswer) {
+    super(`The handler answered ${answer.status}.`);
+    this.answer = answer;
+  }
+}
+
+/** Rolls back what a refusing handler wrote, and nothing else. */
+class Refused extends Error {}
+
+async function throughGate<Tx, Request>(
+  options: EndpointOptions<Tx, Request>,
+  arrival: Arrival,
+  handler: () => Promise<HandlerAnswer>,
+  logger: Logger,
+): Promise<GateAnswer> {
+  const { database, retentionMs = defaultRetentionMs, earlyWaitMs = 250, maxKeptBytes = 65_536 } = options;
+  // What is older than the inbox gets no row there, unless it is the next one of its key.
+  if (arrival.turn !== undefined || Date.now() - arrival.occurredAt.getTime() < retentionMs) await ensureInboxPartition(database, arrival.occurredAt);
+
+  let given: HandlerAnswer | undefined;
+  const effect = async (): Promise<Effect> => {
+    let outcome: Effect | undefined;
+    try {
+      // A transaction in the transaction: a savepoint that also tells what was published inside how it ended.
+      await database.transaction(async () => {
+        given = await handler();
+        outcome = outcomeOf(given, maxKeptBytes);
+        if (outcome === undefined) throw new WithoutOutcome(given);
+        if (outcome.outcome !== 'applied') throw new Refused();
+      });
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+    }
+    return outcome!;
+  };
+
+  const deadline = performance.now() + earlyWaitMs;
+  for (let pauseMs = 10; ; pauseMs *= 2) {
+    let verdict: Verdict;
+    try {
+      verdict = await database.transaction((tx) => apply(database.within(tx), arrival, effect, { retentionMs, savepoint: false }));
+    } catch (error) {
+      if (error instanceof WithoutOutcome) return { kind: 'handler', answer: error.answer, headers: {} };
+      throw error;
+    }
+    const waits = verdict.kind === 'early' || verdict.kind === 'running';
+    if (waits && performance.now() + pauseMs < deadline) {
+      await sleep(pauseMs);
+      continue;
+    }
+    if (verdict.kind === 'done' && !verdict.repeated) drainLater(options, arrival, logger);
+    return answerTo(verdict, given);
+  }
+}
+
+/** Whoever applies a number sees to the events that waited for it; the caller need not wait for that. */
+function drainLater<Tx, Request>({ drain, consumer }: EndpointOptions<Tx, Request>, { source, topic, key, turn }: Arrival, logger: Logger): void {
+  if (drain === undefined || turn === undefined) return;
+  drain({ consumer, source, topic, key: key! }).catch((error: unknown) => {
+    logger.warn('Held events of a key could not be applied; the consumer’s process will.', { consumer, key, error });
+  });
+}
+
+function answerTo(verdict: Verdict, given: HandlerAnswer | undefined): GateAnswer {
+  switch (verdict.kind) {
+    case 'done':
+      if (!verdict.repeated && given !== undefined) return { kind: 'handler', answer: given, headers: { 'turnout-outcome': verdict.outcome } };
+      return stored(verdict.answer as KeptAnswer | null, verdict.outcome, verdict.repeated);
+    case 'early':
+      return refusal(425, 'TURNOUT_EFFECT_EARLY', 'Events of the key before this one are missing.', {
+        'turnout-last-number': formatTurn({ generation: verdict.generation, number: verdict.lastNumber }),
+      });
+    case 'running':
+      return refusal(409, 'TURNOUT_EFFECT_RUNNING', 'The effect, or another one of its key, is being applied.', { 'retry-after': '1' });
+    case 'reused':
+      return refusal(422, 'TURNOUT_EFFECT_KEY_REUSED', `The effect key is known with another ${verdict.what}.`);
+    case 'halted':
+      return refusal(503, 'TURNOUT_GATE_HALTED', verdict.reason);
+  }
+}
+
+/** An answer as the inbox keeps it. */
+interface KeptAnswer {
+  readonly status: number;
+  readonly headers: Readonly<Record<string, string | readonly string[]>>;
+  /** Base64 if it is no text; null if it was too large to keep. */
+  readonly body: string | null;
+  readonly encoding: 'text' | 'base64';
+}
+
+function stored(kept: KeptAnswer | null, outcome: Effect['outcome'], repeated: boolean): GateAnswer {
+  const headers = { 'turnout-outcome': repeated ? 'duplicate' : outcome };
+  // It came as an event, or was skipped: nobody answered. An object is what most callers can parse.
+  if (kept === null) {
+    const status = outcome === 'rejected' ? 422 : 200;
+    return { kind: 'gate', status, headers: { 'content-type': 'application/json', ...headers }, body: Buffer.from('{}') };
+  }
+  const body = kept.body === null ? Buffer.alloc(0) : Buffer.from(kept.body, kept.encoding === 'text' ? 'utf8' : 'base64');
+  return { kind: 'gate', status: kept.status, headers: { ...kept.headers, ...headers }, body };
+}
+
+/** About one connection, one moment, or one person: not to be given again. */
+const notKept = new Set([
+  'connection',
+  'content-length',
+  'date',
+  'keep-alive',
+  'set-cookie',
+  'trailer',
+  'transfer-encoding',
+  'upgrade',
+]);
+
+/** A refusal that may be another one later: of the caller's credentials, or of the moment. */
+const notDefinitive = new Set([401, 407, 408, 421, 425, 429]);
+
+/** What an answer says of the effect; undefined: nothing that could be relied on. */
+function outcomeOf(answer: HandlerAnswer, maxKeptBytes: number): Effect | undefined {
+  const { status, handled = true } = answer;
+  if (status >= 200 && status < 300) return { outcome: 'applied', answer: kept(answer, maxKeptBytes) };
+  if (status < 400 || status >= 500 || notDefinitive.has(status) || !handled) return undefined;
+  return { outcome: 'rejected', answer: kept(answer, maxKeptBytes), reason: `the handler answered ${status}` };
+}
+
+function kept({ status, headers, body }: HandlerAnswer, maxKeptBytes: number): KeptAnswer {
+  const lasting = Object.fromEntries(Object.entries(headers).filter(([name]) => !notKept.has(name)));
+  if (body.length > maxKeptBytes) return { status, headers: lasting, body: null, encoding: 'text' };
+  const text = body.toString();
+  // jsonb can't hold NUL.
+  const isText = Buffer.from(text).equals(body) && !text.includes('\0');
+  return { status, headers: lasting, body: isText ? text : body.toString('base64'), encoding: isText ? 'text' : 'base64' };
+}
+
+function refusal(status: number, code: ErrorCode, message: string, headers: Record<string, string> = {}): GateAnswer {
+  return {
+    kind: 'gate',
+    status,
+    headers: { 'content-type': 'application/json', 'turnout-error': code, ...headers },
+    body: Buffer.from(JSON.stringify({ error: { code, message } })),
+  };
+}
+
+async function isAuthentic<Request>(authenticate: EndpointOptions<unknown, Request>['authenticate'], request: Request): Promise<boolean> {
+  try {
+    return authenticate === undefined || (await authenticate(request)) === true;
+  } catch {
+    return false;
+  }
+}
+
+function readArrival<Request>({ headers }: GateRequest<Request>, consumer: string, order: Ordering): Omit<Arrival, 'path' | 'requestHash'> {
+  const called = readCallHeaders(headers);
+  if (called.consumer !== consumer) {
+    throw new TurnoutError('TURNOUT_CALL_HEADERS_MALFORMED', `The call is for ${called.consumer}; this is the endpoint of ${consumer}.`, {
+      details: { header: 'turnout-consumer' },
+    });
+  }
+  if ((called.turn === undefined) !== (order === 'none')) {
+    throw new TurnoutError('TURNOUT_CALL_HEADERS_MALFORMED', `The endpoint of ${consumer} has order '${order}', and the call ${called.turn === undefined ? 'has no' : 'has a'} key number.`, {
+      details: { header: 'turnout-key-number' },
+    });
+  }
+  return called;
+}
+
+/** The same for the same JSON, however it was parsed on its way here; the order of its members counts. */
+function hashOf(body: unknown): string {
+  const bytes = body instanceof Uint8Array || typeof body === 'string' ? body : (JSON.stringify(body) ?? '');
+  return createHash('sha256').update(bytes).digest('hex');
+}
+
+function invalid(path: string, what: string): TurnoutError {
+  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path } });
+}

@@ -1,0 +1,219 @@
+import type { Queryable } from '../database/index.ts';
+import { fromDatabaseError, TurnoutError } from '../errors/index.ts';
+import type { Ordering } from '../event/index.ts';
+import type { SwitchoverDefinition } from './define-switchover.ts';
+import type { Stage } from './stage.ts';
+
+/**
+ * Creates a switchover in stage `rpc`, or brings the list of its event types up to date. Gives whether it was created.
+ * Throws TURNOUT_SWITCHOVER_INVALID, TURNOUT_EVENT_TYPE_UNREGISTERED.
+ *
+ * @example
+ * await registerSwitchover(database, 'orders', confirmation, 'first step');
+ */
+export async function registerSwitchover(
+  database: Queryable,
+  source: string,
+  definition: Pick<SwitchoverDefinition, 'name' | 'consumer' | 'order' | 'eventTypes'>,
+  reason: string,
+): Promise<boolean> {
+  const [row] = await rowsOf<{ created: boolean }>(
+    database,
+    'select turnout.register_switchover($1, $2, $3, $4::text[], $5, $6) as created',
+    [source, definition.name, definition.consumer, definition.eventTypes, definition.order, reason],
+  );
+  return row!.created;
+}
+
+/**
+ * Whether all transactions that were open when the switchover was created are over: later ones know it. Until then,
+ * what the consumer's group has committed may not be recorded as its start.
+ */
+export async function createdXidFinished(database: Queryable, source: string, name: string): Promise<boolean> {
+  const [row] = await rowsOf<{ finished: boolean }>(
+    database,
+    `select pg_snapshot_xmin(pg_current_snapshot()) > s.created_xid as finished
+       from turnout.switchover s where s.source = $1 and s.name = $2`,
+    [source, name],
+  );
+  if (row === undefined) throw unknownSwitchover(source, name);
+  return row.finished;
+}
+
+/** Where a consumer started: for each topic the offsets of its partitions, from partition 0 on. */
+export type Since = Readonly<Record<string, readonly bigint[]>>;
+
+/** Records where the consumer started; the first record stands. */
+export async function recordSince(database: Queryable, source: string, name: string, since: Since): Promise<void> {
+  await rowsOf(database, 'select turnout.record_since($1, $2, $3::jsonb)', [source, name, JSON.stringify(since, (_, offset: unknown) => (typeof offset === 'bigint' ? offset.toString() : offset))]);
+}
+
+/**
+ * Changes the stage with the next transaction, and gives the new epoch. Throws TURNOUT_STAGE_UNKNOWN,
+ * TURNOUT_STAGE_UNAVAILABLE, TURNOUT_STAGE_FINAL, TURNOUT_REASON_MISSING, TURNOUT_SWITCHOVER_UNKNOWN,
+ * TURNOUT_SINCE_MISSING; and, unless forced, TURNOUT_UNDECLARED_PUBLISHERS, TURNOUT_CHECKS_MISSING.
+ *
+ * @example
+ * await setStage(database, 'orders', 'order-confirmation', 'event', { reason: 'a week without a difference', force: true });
+ */
+export async function setStage(
+  database: Queryable,
+  source: string,
+  name: string,
+  // Any text: what it may be is decided in SQL, for all languages.
+  stage: Stage | (string & {}),
+  { reason, percent = 0, force = false }: { readonly reason: string; readonly percent?: number; readonly force?: boolean },
+): Promise<number> {
+  const [row] = await rowsOf<{ epoch: string }>(database, 'select turnout.set_stage($1, $2, $3, $4, $5::numeric, $6)::text as epoch', [
+    source,
+    name,
+    stage,
+    reason,
+    String(percent),
+    force,
+  ]);
+  return Number(row!.epoch);
+}
+
+export interface SwitchoverStatus {
+  readonly name: string;
+  readonly consumer: string;
+  readonly topic: string;
+  readonly eventTypes: readonly string[];
+  readonly order: Ordering;
+  readonly stage: Stage;
+  readonly percent: number;
+  readonly epoch: number;
+  readonly generation: number;
+  /** Undefined until the consumer's start is recorded; without it nothing may be routed to events. */
+  readonly since: Since | undefined;
+  readonly createdAt: Date;
+  /** Calls that have no outcome yet. */
+  readonly owedCalls: number;
+  /** Of these, the ones that have failed at least once. */
+  readonly failedCalls: number;
+  /** What the last failed call said. */
+  readonly lastError: string | undefined;
+  /** Events of the last five minutes whose publisher did not declare the switchover. */
+  readonly undeclaredEvents: number;
+}
+
+interface StatusRow {
+  name: string;
+  consumer: string;
+  topic: string;
+  event_types: string[];
+  ordering: Ordering;
+  stage: Stage;
+  percent: string;
+  epoch: string;
+  generation: number;
+  since: string | null;
+  created_at: string;
+  owed: string;
+  failed: string;
+  last_error: string | null;
+  undeclared: string;
+}
+
+/** The switchovers of a source, or the one named. Throws TURNOUT_SWITCHOVER_UNKNOWN if the one named does not exist. */
+export async function switchoverStatus(database: Queryable, source: string, name?: string): Promise<SwitchoverStatus[]> {
+  const rows = await rowsOf<StatusRow>(
+    database,
+    `select s.name, s.consumer, s.topic, to_jsonb(s.event_types) as event_types, s.ordering, s.stage, s.percent::text as percent,
+            s.epoch::text as epoch, s.generation, s.since::text as since, to_json(s.created_at) #>> '{}' as created_at,
+            d.owed::text as owed, d.failed::text as failed, d.last_error, u.events::text as undeclared
+       from turnout.switchover s
+       cross join lateral (
+         select count(*) as owed, count(*) filter (where d.last_error is not null) as failed,
+                (array_agg(d.last_error order by d.due_at desc) filter (where d.last_error is not null))[1] as last_error
+         from turnout.rpc_delivery d where d.source = s.source and d.switchover = s.name) d
+       cross join lateral turnout.undeclared_publishers(s.source, s.name) u
+      where s.source = $1 and ($2::text is null or s.name = $2)
+      order by s.name`,
+    [source, name ?? null],
+  );
+  if (name !== undefined && rows.length === 0) throw unknownSwitchover(source, name);
+  return rows.map((row) => ({
+    name: row.name,
+    consumer: row.consumer,
+    topic: row.topic,
+    eventTypes: row.event_types,
+    order: row.ordering,
+    stage: row.stage,
+    percent: Number(row.percent),
+    epoch: Number(row.epoch),
+    generation: row.generation,
+    since: row.since === null ? undefined : parseSince(row.since),
+    createdAt: new Date(row.created_at),
+    owedCalls: Number(row.owed),
+    failedCalls: Number(row.failed),
+    lastError: row.last_error ?? undefined,
+    undeclaredEvents: Number(row.undeclared),
+  }));
+}
+
+export interface StageChange {
+  readonly epoch: number;
+  /** Undefined for the creation. */
+  readonly from: Stage | undefined;
+  readonly to: Stage;
+  readonly percent: number;
+  readonly reason: string;
+  readonly forced: boolean;
+  /** The database role that made the change. */
+  readonly actor: string;
+  readonly at: Date;
+}
+
+/** Every stage change of a switchover, the oldest first. Throws TURNOUT_SWITCHOVER_UNKNOWN. */
+export async function switchoverHistory(database: Queryable, source: string, name: string): Promise<StageChange[]> {
+  const rows = await rowsOf<{
+    epoch: string;
+    from_stage: Stage | null;
+    to_stage: Stage;
+    percent: string;
+    reason: string;
+    forced: boolean;
+    actor: string;
+    at: string;
+  }>(
+    database,
+    `select h.epoch::text as epoch, h.from_stage, h.to_stage, h.percent::text as percent, h.reason, h.forced, h.actor,
+            to_json(h.at) #>> '{}' as at
+       from turnout.switchover_history h
+      where h.source = $1 and h.switchover = $2
+      order by h.id`,
+    [source, name],
+  );
+  if (rows.length === 0) throw unknownSwitchover(source, name);
+  return rows.map((row) => ({
+    epoch: Number(row.epoch),
+    from: row.from_stage ?? undefined,
+    to: row.to_stage,
+    percent: Number(row.percent),
+    reason: row.reason,
+    forced: row.forced,
+    actor: row.actor,
+    at: new Date(row.at),
+  }));
+}
+
+function parseSince(text: string): Since {
+  const texts = JSON.parse(text) as Record<string, string[]>;
+  return Object.fromEntries(Object.entries(texts).map(([topic, offsets]) => [topic, offsets.map(BigInt)]));
+}
+
+function unknownSwitchover(source: string, name: string): TurnoutError {
+  return new TurnoutError('TURNOUT_SWITCHOVER_UNKNOWN', `Switchover ${name} does not exist in source ${source}.`, {
+    details: { switchover: name, source },
+  });
+}
+
+async function rowsOf<Row>(database: Queryable, text: string, values: unknown[]): Promise<Row[]> {
+  try {
+    return (await database.query<Row>(text, values)).rows;
+  } catch (error) {
+    throw fromDatabaseError(error);
+  }
+}

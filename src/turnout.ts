@@ -1,0 +1,294 @@
+import type { Database, Queryable } from './database/index.ts';
+import { TurnoutError } from './errors/index.ts';
+import type { AnyEventDefinition, EventDefinition, TurnoutEvent } from './event/index.ts';
+import { isName } from './event/index.ts';
+import { silentLogger, sleep } from './lifecycle/index.ts';
+import type { Logger, RetryPolicy } from './lifecycle/index.ts';
+import { lockKeys, publishEvents, runTransaction } from './outbox/index.ts';
+import type { PublishedEvent, PublishedStamp } from './outbox/index.ts';
+import { callQueue, defaultCallRetry } from './switchover/index.ts';
+import type { AnsweredOutcome, CallQueue, Delivered, RpcAnswer, SwitchoverDefinition } from './switchover/index.ts';
+
+/** What came of the call that an event owed to a consumer. */
+export type Reply =
+  /** The consumer has it; `outcome` is its own word, `reply` what the old endpoint answered. */
+  | { readonly route: 'rpc'; readonly status: 'done'; readonly outcome: AnsweredOutcome; readonly reply: RpcAnswer }
+  /** The old endpoint refused it for good. */
+  | { readonly route: 'rpc'; readonly status: 'rejected'; readonly outcome: AnsweredOutcome; readonly reply: RpcAnswer }
+  /** No answer yet; the call is kept and will be made again. */
+  | { readonly route: 'rpc'; readonly status: 'pending'; readonly why: string }
+  /** It goes as an event: nobody was called, and nobody answers. */
+  | { readonly route: 'event' };
+
+/** An event that was published in a transaction, and the calls it owes. */
+export interface Published {
+  readonly id: string;
+  /** Place in the outbox. */
+  readonly seq: bigint;
+  readonly key: string | null;
+  readonly time: Date;
+  readonly stamps: readonly PublishedStamp[];
+  /**
+   * What came of the call to a switchover's consumer; to be awaited after the commit. The call is made whether or not
+   * anyone asks. `timeoutMs` bounds the wait only (default: the switchover's, and a second); then `pending`.
+   * Throws TURNOUT_SWITCHOVER_UNKNOWN if the event carries no route of the switchover, TURNOUT_TRANSACTION_ABORTED if
+   * the transaction was rolled back.
+   */
+  reply(switchover: SwitchoverDefinition, options?: { readonly timeoutMs?: number }): Promise<Reply>;
+}
+
+export interface EventOptions {
+  /** A UUID of the caller's choice; by default a random one. */
+  readonly id?: string;
+  /** Carried with the event, beside Turnout's own. */
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+/** One event of several that are published together; made by {@link occurrence}. */
+export interface Occurrence extends EventOptions {
+  readonly event: AnyEventDefinition;
+  readonly data: unknown;
+}
+
+/** Publishes events with business transactions, and makes the calls that switchovers still owe. Made by {@link createTurnout}. */
+export interface Turnout<Tx> {
+  /**
+   * Runs `work` in a transaction; calls start right after its commit. Deadlocks and serialization failures are tried
+   * again, so `work` may run more than once. Throws what `work` throws, TURNOUT_TRANSACTION_ABORTED.
+   */
+  transaction<Result>(work: (tx: Tx) => Promise<Result>): Promise<Result>;
+  /**
+   * Publishes an event in the caller's transaction. Resolves once the server has answered; the event goes out if and
+   * when the transaction commits. With a transaction that Turnout can't see the end of, {@link deliver} starts the calls.
+   * Throws TURNOUT_EVENT_DATA_INVALID, TURNOUT_KEY_MISSING, TURNOUT_PAYLOAD_TOO_LARGE, TURNOUT_EVENT_TYPE_UNREGISTERED,
+   * TURNOUT_SOURCE_UNREGISTERED, TURNOUT_SWITCHOVER_UNKNOWN, TURNOUT_TRANSACTION_REQUIRED, TURNOUT_TRANSACTION_ABORTED.
+   *
+   * @example
+   * const published = await turnout.transaction(async (tx) => {
+   *   await saveOrder(tx, order);
+   *   return turnout.publish(tx, OrderPlaced, order);
+   * });
+   */
+  publish<Name extends string, Input, Data>(
+    tx: Tx,
+    event: EventDefinition<Name, Input, Data>,
+    data: NoInfer<Input>,
+    options?: EventOptions,
+  ): Promise<Published>;
+  /**
+   * Publishes several events in one round trip, in the order given; throws as {@link publish} does, and
+   * TURNOUT_TOO_MANY_KEYS.
+   *
+   * @example
+   * await turnout.publishAll(tx, [occurrence(OrderPlaced, order), occurrence(StockTaken, stock)]);
+   */
+  publishAll(tx: Tx, occurrences: readonly Occurrence[]): Promise<Published[]>;
+  /** Takes the locks of keys early, in one order; see docs/outbox.md on deadlocks. Throws TURNOUT_TOO_MANY_KEYS. */
+  lockKeys(tx: Tx, event: AnyEventDefinition, keys: readonly string[]): Promise<void>;
+  /**
+   * Makes the calls of events whose transaction the caller has committed itself. Resolves when each has been answered or
+   * left to the sweeper; never rejects for a call. Does nothing for events that are not there (rolled back) or already delivered.
+   */
+  deliver(published: Published | readonly Published[]): Promise<void>;
+  /** Resolves when the calls in flight are over; the sweeper makes those that were not begun. */
+  close(): Promise<void>;
+}
+
+/** Types one event for {@link Turnout.publishAll}. */
+export function occurrence<Name extends string, Input, Data>(
+  event: EventDefinition<Name, Input, Data>,
+  data: NoInfer<Input>,
+  options: EventOptions = {},
+): Occurrence {
+  return { event, data, ...options };
+}
+
+export interface TurnoutOptions<Tx> {
+  /** The unit in which order, routes and sequences are counted: usually the service's name. */
+  readonly source: string;
+  readonly database: Database<Tx>;
+  /** The switchovers whose calls this code has given away: it makes none of them itself any more. */
+  readonly switchovers?: readonly SwitchoverDefinition[];
+  readonly logger?: Logger;
+  /** Calls in flight at most. Default 16. */
+  readonly concurrency?: number;
+  /** Calls that wait for a place at most; the sweeper makes the others. Default 1,000. */
+  readonly maxWaiting?: number;
+  /** When calls that were not answered are due again; default from 1 s up to 60 s. */
+  readonly retry?: RetryPolicy;
+}
+
+/**
+ * Makes what a service publishes with. Throws TURNOUT_DEFINITION_INVALID.
+ *
+ * @example
+ * const turnout = createTurnout({ source: 'orders', database: pgDatabase(pool), switchovers: [confirmation] });
+ */
+export function createTurnout<Tx>(options: TurnoutOptions<Tx>): Turnout<Tx> {
+  const { source, database, switchovers = [], logger = silentLogger } = options;
+  checkOptions(source, switchovers);
+  const queue = callQueue({
+    database,
+    logger,
+    retry: options.retry ?? defaultCallRetry,
+    concurrency: options.concurrency ?? 16,
+    maxWaiting: options.maxWaiting ?? 1_000,
+  });
+  const byName = new Map(switchovers.map((switchover) => [switchover.name, switchover]));
+  const names = [...byName.keys()];
+  const ownOf = new WeakMap<Published, Own>();
+
+  async function publishAll(tx: Tx, occurrences: readonly Occurrence[]): Promise<Published[]> {
+    const requests = occurrences.map(({ event, data, id, headers }) => ({
+      definition: event,
+      data,
+      ...(id === undefined ? {} : { id }),
+      ...(headers === undefined ? {} : { headers: { ...headers } }),
+    }));
+    const events = await publishEvents(database.within(tx), { source, switchovers: names, deliver: names.length > 0 }, requests);
+    const all = events.map((event) => {
+      const own = ownCalls(event, source, byName, queue);
+      const published = publishedOf(event, own);
+      ownOf.set(published, own);
+      return { published, own };
+    });
+    database.whenEnded(tx, {
+      committed: () => all.forEach(({ own }) => own.start()),
+      rolledBack: () => all.forEach(({ own }) => own.discard()),
+    });
+    return all.map(({ published }) => published);
+  }
+
+  return {
+    transaction: (work) => runTransaction(database, work),
+    async publish(tx, event, data, eventOptions) {
+      const [published] = await publishAll(tx, [occurrence(event, data, eventOptions)]);
+      return published!;
+    },
+    publishAll,
+    lockKeys: (tx, event, keys) => lockKeys(database.within(tx), event.topic.name, keys),
+    async deliver(published) {
+      const list = Array.isArray(published) ? (published as readonly Published[]) : [published as Published];
+      const owns = list.map((each) => ownOf.get(each)).filter((own) => own !== undefined);
+      // A call for an event that is not committed would be a call for nothing.
+      const committed = await owedAmong(database, owns.flatMap(({ effectKeys }) => effectKeys)).catch((error: unknown) => {
+        logger.warn('It could not be seen whether a transaction was committed; the sweeper makes its calls.', { error });
+        return new Set<string>();
+      });
+      await Promise.all(owns.filter(({ effectKeys }) => effectKeys.some((key) => committed.has(key))).map((own) => own.start()));
+    },
+    close: () => queue.close(),
+  };
+}
+
+/** The calls of one published event, from its transaction to their answers. */
+interface Own {
+  readonly effectKeys: readonly string[];
+  /** Makes the calls; resolves when they are over. Called again, does nothing more. */
+  start(): Promise<void>;
+  discard(): void;
+  /** By switchover. */
+  readonly answers: ReadonlyMap<string, Promise<Delivered>>;
+}
+
+function ownCalls(published: PublishedEvent, source: string, byName: ReadonlyMap<string, SwitchoverDefinition>, queue: CallQueue): Own {
+  const { id, type, version, topic, key, time, data, headers } = published;
+  const event: TurnoutEvent = { id, type, version, source, topic, key, time, data, headers };
+  const calls = published.stamps
+    .filter(({ route }) => route === 'rpc')
+    .map((stamp) => {
+      const answer = deferred<Delivered>();
+      // Nobody need ask.
+      answer.promise.catch(() => undefined);
+      return { stamp, switchover: byName.get(stamp.switchover)!, answer };
+    });
+  let started: Promise<void> | undefined;
+  return {
+    effectKeys: calls.map(({ stamp }) => stamp.effectKey),
+    answers: new Map(calls.map(({ stamp, answer }) => [stamp.switchover, answer.promise])),
+    start() {
+      started ??= Promise.all(
+        calls.map(async ({ stamp, switchover, answer }) => {
+          answer.resolve(await queue.add({ switchover, event, turn: stamp.turn, attempt: 1 }));
+        }),
+      ).then(() => undefined);
+      return started;
+    },
+    discard() {
+      const error = new TurnoutError('TURNOUT_TRANSACTION_ABORTED', `The transaction that published event ${id} was rolled back.`);
+      for (const { answer } of calls) answer.reject(error);
+    },
+  };
+}
+
+function publishedOf({ id, seq, key, time, stamps, type }: PublishedEvent, own: Own): Published {
+  return {
+    id,
+    seq,
+    key,
+    time,
+    stamps,
+    async reply(switchover, options = {}) {
+      const stamp = stamps.find((each) => each.switchover === switchover.name);
+      if (stamp === undefined) {
+        throw new TurnoutError('TURNOUT_SWITCHOVER_UNKNOWN', `Event ${id} (${type}) carries no route of switchover ${switchover.name}.`, {
+          details: { switchover: switchover.name, type },
+        });
+      }
+      if (stamp.route === 'event') return { route: 'event' };
+      const { timeoutMs = switchover.timeoutMs + 1_000 } = options;
+      const enough = new AbortController();
+      const delivered = await Promise.race([
+        own.answers.get(switchover.name)!,
+        sleep(timeoutMs, enough.signal).then((): Delivered => ({ kind: 'pending', why: `no answer within ${timeoutMs} ms` })),
+      ]).finally(() => enough.abort());
+      if (delivered.kind === 'pending') return { route: 'rpc', status: 'pending', why: delivered.why };
+      return { route: 'rpc', status: delivered.rejected ? 'rejected' : 'done', outcome: delivered.outcome, reply: delivered.answer };
+    },
+  };
+}
+
+/** Which of these calls are owed, as far as others can see. */
+async function owedAmong(database: Queryable, effectKeys: readonly string[]): Promise<Set<string>> {
+  if (effectKeys.length === 0) return new Set();
+  const { rows } = await database.query<{ effect_key: string }>(
+    'select d.effect_key from turnout.rpc_delivery d where d.effect_key = any (array(select json_array_elements_text($1::text::json)))',
+    [JSON.stringify(effectKeys)],
+  );
+  return new Set(rows.map((row) => row.effect_key));
+}
+
+interface Deferred<Value> {
+  readonly promise: Promise<Value>;
+  readonly resolve: (value: Value) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+function deferred<Value>(): Deferred<Value> {
+  let resolve!: Deferred<Value>['resolve'];
+  let reject!: Deferred<Value>['reject'];
+  const promise = new Promise<Value>((yes, no) => {
+    resolve = yes;
+    reject = no;
+  });
+  return { promise, resolve, reject };
+}
+
+function checkOptions(source: string, switchovers: readonly SwitchoverDefinition[]): void {
+  if (!isName(source)) {
+    throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `${JSON.stringify(source)} can't be the name of a source.`, { details: { path: 'source' } });
+  }
+  for (const [index, switchover] of switchovers.entries()) {
+    const others = switchovers.slice(0, index);
+    const path = `switchovers.${index}`;
+    if (others.some(({ name }) => name === switchover.name)) {
+      throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `Switchover ${switchover.name} is given twice.`, { details: { path } });
+    }
+    const clash = others.find(({ consumer, eventTypes }) => consumer === switchover.consumer && eventTypes.some((type) => switchover.eventTypes.includes(type)));
+    if (clash !== undefined) {
+      throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `Switchovers ${clash.name} and ${switchover.name} move consumer ${switchover.consumer} for the same event type.`, {
+        details: { path },
+      });
+    }
+  }
+}
