@@ -1,7 +1,7 @@
 export { ignoreErrorEvents, isConnectionLost, orUnreachable, sessionOf, takeClient } from './client.ts';
 export type { ClientLike, ClientPool, ClientResult, TakenClient } from './client.ts';
 export type { Database, Queryable, QueryResultLike, Session } from './database.ts';
-export { joinableTransaction, joinedClient, whenStandInEnded } from './joining.ts';
+export { abandoning, joinableTransaction, joinedClient, whenStandInEnded } from './joining.ts';
 export type { Handed, JoinableOptions } from './joining.ts';
 export { applyMigration, migrate, migrationScript, requireMigrations } from './migrate.ts';
 export type { AppliedMigration } from './migrate.ts';

@@ -11,7 +11,7 @@ import { transactionCommand } from './transaction-command.ts';
 // The transaction that Turnout has open travels with the async context (AsyncLocalStorage), one storage for each pool.
 // A bound pool looks there first: inside a transaction it hands out a stand-in for the open connection, whose BEGIN,
 // COMMIT and ROLLBACK are savepoints and whose release() does nothing; outside, everything is as it was. Work that was
-// started inside and goes on after the end of the transaction is outside.
+// started inside and goes on after the end of the transaction is outside, unless it was given up (`abandoning`).
 
 interface Context {
   readonly client: ClientLike;
@@ -34,8 +34,26 @@ function storageOf(pool: object): AsyncLocalStorage<Context> {
 /** A stand-in for the connection of the transaction that is open here for `pool`; undefined if none is. */
 export function joinedClient(pool: object): ClientLike | undefined {
   const context = storageOf(pool).getStore();
-  if (context === undefined || !context.transaction.isOpen()) return undefined;
+  if (context === undefined || !isJoinable(context.transaction)) return undefined;
   return standIn(pool, context.client, context.transaction, 'joined').client;
+}
+
+const abandonments = new WeakSet<Error>();
+const abandoned = new WeakSet<OpenTransaction>();
+
+/**
+ * Marks an error: the transaction that it rolls back is given up while the work inside still goes on. Bound pools then
+ * refuse what that work goes on to write: outside the transaction it would be committed on its own, and once more by
+ * whoever tries again.
+ */
+export function abandoning<Reason extends Error>(reason: Reason): Reason {
+  abandonments.add(reason);
+  return reason;
+}
+
+/** A stand-in for a transaction that was given up refuses whatever it is asked. */
+function isJoinable(transaction: OpenTransaction): boolean {
+  return transaction.isOpen() || abandoned.has(transaction);
 }
 
 const transactions = new WeakMap<object, { transaction: OpenTransaction; scope: () => Scope }>();
@@ -90,10 +108,9 @@ function standIn<Client extends ClientLike>(
         if (own !== undefined) return endOwn(own, command);
         return kind === 'owner' ? endTransaction(command, send) : endNothing(command);
       case 'ignore':
-        return kind === 'owner' ? transaction.run(scope(), send) : Promise.resolve(answer('SET'));
+        return maySetUp(sql) ? transaction.run(scope(), send) : Promise.resolve(answer('SET'));
       case 'refuse':
-        // The owner may choose the isolation of what it begins.
-        if (kind === 'owner' && /^\s*(?:begin|start|set)\b/i.test(sql)) {
+        if (maySetUp(sql)) {
           begun = true;
           return transaction.run(scope(), send);
         }
@@ -103,6 +120,12 @@ function standIn<Client extends ClientLike>(
           ? transaction.run(scope(), () => alone(send))
           : transaction.run(scope(), send);
     }
+  }
+
+  /** Whether this chooses the isolation of the transaction itself, and its holder knows that it does. */
+  function maySetUp(sql: string): boolean {
+    if (scope() !== transaction.root) return false;
+    return kind === 'owner' ? /^\s*(?:begin|start|set)\b/i.test(sql) : kind === 'handed' && /^\s*set\b/i.test(sql);
   }
 
   async function begin(): Promise<ClientResult> {
@@ -251,7 +274,7 @@ export async function joinableTransaction<Client extends ClientLike, Tx, Result>
   work: (tx: Tx) => Promise<Result>,
 ): Promise<Result> {
   const around = storageOf(options.key).getStore();
-  if (around !== undefined && around.transaction.isOpen()) {
+  if (around !== undefined && isJoinable(around.transaction)) {
     return perform(options, around.client as Client, around.transaction, 'inner', work);
   }
   const { client, giveBack } = await takeClient(options.pool, options.connectTimeoutMs);
@@ -289,6 +312,10 @@ async function perform<Client extends ClientLike, Tx, Result>(
       await handed.commit();
       return result;
     } catch (error) {
+      const givenUp = error instanceof Error && abandonments.has(error);
+      if (givenUp) abandoned.add(transaction);
+      // A savepoint would have to wait for those that the work inside has open; the rollback of all does not.
+      if (givenUp && kind === 'inner') throw error;
       if (!scope.ended && transaction.isOpen()) await handed.rollback().catch(() => undefined);
       throw error;
     }

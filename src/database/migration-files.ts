@@ -54,7 +54,7 @@ export function migrationFile(set: MigrationSet, file: string, text: string): Mi
   };
 }
 
-const creates = /^create (?:unique )?(table|index|view|function)\s+(?:turnout\.)?(\w+)/gm;
+const creates = /^create (?:unique )?(table|index|view|function)\s+(?!if\b)(?:turnout\.)?(\w+)/gm;
 
 // `create or replace` and `if not exists` don't match: such an object proves nothing, it may have been there before.
 function createdObjects(sql: string): DatabaseObject[] {
