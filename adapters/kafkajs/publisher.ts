@@ -4,6 +4,7 @@ import { TurnoutError, isTurnoutError } from '../../src/errors/index.ts';
 import type { Message } from '../../src/event/index.ts';
 import type { LastRecord, PartitionBatch, Publisher } from '../../src/relay/index.ts';
 import { asBrokerError } from './kafka-errors.ts';
+import { producerSettings } from './producer-settings.ts';
 
 /** The methods used of a `Kafka` of kafkajs. */
 export type KafkaPublisherLike = Pick<Kafka, 'admin' | 'consumer' | 'producer'>;
@@ -12,17 +13,6 @@ export interface KafkaJsPublisherOptions {
   /** How long the broker may wait for its replicas before a send fails. Default 30,000 ms. */
   readonly ackTimeoutMs?: number;
 }
-
-/**
- * A producer's settings. Few retries: a send that goes on failing must fail, so that the relay can say so, and replay.
- * Idempotent, so that a retry inside kafkajs doesn't write twice.
- */
-export const producerSettings = {
-  idempotent: true,
-  allowAutoTopicCreation: false,
-  retry: { retries: 4, initialRetryTime: 100, maxRetryTime: 2_000 },
-  createPartitioner: () => (args: { message: ProducerMessage }) => args.message.partition ?? 0,
-};
 
 /**
  * Publishes through kafkajs, with acks of all in-sync replicas.
@@ -115,7 +105,7 @@ interface Life {
 }
 
 /** Batches as kafkajs takes them. */
-export function toTopicMessages(batches: readonly PartitionBatch[]): TopicMessages[] {
+function toTopicMessages(batches: readonly PartitionBatch[]): TopicMessages[] {
   const topics = new Map<string, ProducerMessage[]>();
   for (const { topic, partition, messages } of batches) {
     let all = topics.get(topic);

@@ -299,24 +299,31 @@ async function publishTick(
   position.known = tick.tick;
   position.open = true;
   let from = tick;
-  for (let attempt = 1; ; attempt++) {
+  let rows = firstRows;
+  let failures = 0;
+  let events = 0;
+  for (;;) {
+    const start = from;
     try {
-      const done = await publishRows(work, from, attempt === 1 ? firstRows : undefined, (checkpoint) => {
+      const done = await publishRows(work, from, rows, (checkpoint, acknowledged) => {
         from = checkpoint;
         position.known = checkpoint.tick;
+        if (acknowledged !== undefined) events += acknowledged;
       });
       if (!done.complete) return 'stopped-midway';
       if (failpoint('relay.persist-tick-after-publish') && firstRows !== undefined) await appendTick(session, tick.tick - 1n, tick);
       Object.assign(position, { lo: tick.hi, numbers: done.numbers, lastSeq: done.lastSeq > position.lastSeq ? done.lastSeq : position.lastSeq });
-      tell({ kind: 'tick', tick: tick.tick, events: done.events, replayed: attempt > 1 || firstRows === undefined });
+      tell({ kind: 'tick', tick: tick.tick, events: events + done.events, replayed: rows === undefined });
       return 'published';
     } catch (error) {
       if (!isPublishFailure(error) || stopping.aborted || lost.aborted) throw error;
-      const waitMs = retryDelayMs(retry, attempt, Math.random());
+      rows = undefined;
+      failures = from === start ? failures + 1 : 1;
+      const waitMs = retryDelayMs(retry, failures, Math.random());
       logger.warn('Publishing failed; nothing more of the tick is sent, and it is replayed from its last checkpoint.', {
         error,
         tick: tick.tick,
-        attempt,
+        failures,
         waitMs,
       });
       await sleep(waitMs, AbortSignal.any([stopping, lost]));
@@ -333,14 +340,16 @@ async function publishTick(
 interface PageEnd {
   readonly lastSeq: bigint;
   readonly numbers: Numbers;
+  /** Events up to here, counted from where this attempt began. */
+  readonly events: number;
 }
 
 async function publishRows(
   work: Work,
   from: Tick,
   firstRows: readonly Row[] | undefined,
-  checkpointed: (checkpoint: Tick) => void,
-): Promise<PageEnd & { readonly events: number; readonly complete: boolean }> {
+  checkpointed: (checkpoint: Tick, eventsOfFailedAttempt?: number) => void,
+): Promise<PageEnd & { readonly complete: boolean }> {
   const { context, session, lookUp, stopping, lost } = work;
   const { publisher, logger, tell, pageSize } = context;
   const counter = createCounter(from.numbers, (source) => lookUp.catalogue().generations.get(source) ?? 1);
@@ -356,12 +365,11 @@ async function publishRows(
 
   let newest = from;
   let lastTickAt = performance.now();
-  let events = 0;
-  let end: PageEnd = { lastSeq: from.afterSeq, numbers: from.numbers };
-  const checkpoint = async (done: PageEnd): Promise<void> => {
+  let end: PageEnd = { lastSeq: from.afterSeq, numbers: from.numbers, events: 0 };
+  const checkpoint = async (done: PageEnd, failed = false): Promise<void> => {
     newest = await appendTick(session, newest.tick, { lo: from.lo, hi: from.hi, afterSeq: done.lastSeq, numbers: done.numbers, relay: context.name });
     lastTickAt = performance.now();
-    checkpointed(newest);
+    checkpointed(newest, failed ? done.events : undefined);
   };
   try {
     for await (const rows of pagesOf(context, session, from, firstRows ?? (await readPage(session, from, pageSize)))) {
@@ -369,23 +377,25 @@ async function publishRows(
         await lookUp.refresh();
       }
       const batches = toBatches(rows, counter, (topic) => partitionsOf(lookUp.catalogue(), topic));
-      end = { lastSeq: BigInt(rows.at(-1)![column.seq]!), numbers: counter.numbers() };
+      end = { lastSeq: BigInt(rows.at(-1)![column.seq]!), numbers: counter.numbers(), events: end.events + rows.length };
       await chain.push(batches, end);
-      events += rows.length;
       const done = chain.acknowledged();
       if (done !== undefined && done.lastSeq > newest.afterSeq && performance.now() - lastTickAt >= checkpointMs) await checkpoint(done);
       if (stopping.aborted && rows.length >= pageSize) {
         // The rest of a long tick is for the next start, which goes on from here.
         await chain.flush();
         await checkpoint(end);
-        return { ...end, events, complete: false };
+        return { ...end, complete: false };
       }
     }
     await chain.flush();
-    return { ...end, events, complete: true };
+    return { ...end, complete: true };
   } catch (error) {
     chain.break(error);
     await chain.flush().catch(() => undefined);
+    // What was acknowledged need not be sent again: without this, a long tick on a broker that fails now and then would never end.
+    const done = chain.acknowledged();
+    if (done !== undefined && done.lastSeq > newest.afterSeq && isPublishFailure(error) && !lost.aborted) await checkpoint(done, true);
     throw error;
   } finally {
     lost.removeEventListener('abort', breakChain);
