@@ -1,4 +1,5 @@
 import type { ServerResponse } from 'node:http';
+import { abandoning } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
 import type { HandlerAnswer } from '../../src/switchover/index.ts';
 
@@ -17,6 +18,10 @@ type Chunk = string | Uint8Array;
 /**
  * Holds back what a handler writes to a response, up to `maxBytes`. To the handler the response behaves as if it had been
  * sent: `headersSent` and `writableEnded` say so, and what comes after the end is refused.
+ *
+ * That the caller is gone changes nothing: the handler may still be at work, and its effect is kept if it gets to its
+ * end. Rolled back in the middle, it would go on to write outside the transaction; and an effect that takes longer
+ * than callers wait would never be had.
  */
 export function captureAnswer(response: ServerResponse, maxBytes: number): Capture {
   const chunks: Buffer[] = [];
@@ -32,15 +37,10 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
     bytes += buffer.length;
     if (bytes > maxBytes) {
       chunks.length = 0;
-      settle.reject(new TurnoutError('TURNOUT_ANSWER_TOO_LARGE', `The answer has more than ${maxBytes} bytes.`));
+      // It goes on writing, perhaps to the database too.
+      settle.reject(abandoning(new TurnoutError('TURNOUT_ANSWER_TOO_LARGE', `The answer has more than ${maxBytes} bytes.`)));
     } else chunks.push(buffer);
   }
-
-  // A handler that destroys the response, or whose caller is gone and that then never ends it, has given no answer.
-  // One that still ends it has: its effect is complete, and the caller's next attempt is told so.
-  const onClose = (): void => {
-    if (response.destroyed && !ended) settle.reject(new Error('The connection was closed before the handler had answered.'));
-  };
 
   const write = (chunk: Chunk, second?: unknown, third?: unknown): boolean => {
     if (ended) {
@@ -81,16 +81,18 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
     headersSent: { get: () => sent },
     writableEnded: { get: () => ended },
   };
+  // Middleware before this one (compression, for one) may have put methods of its own on the response; it gets them back.
+  const before = Object.keys(overridden).map((name) => [name, Object.getOwnPropertyDescriptor(response, name)] as const);
   for (const [name, property] of Object.entries(overridden)) Object.defineProperty(response, name, { ...property, configurable: true });
-  response.on('close', onClose);
 
   return {
     answer,
     fail: (error) => settle.reject(error),
     release() {
-      // The methods of the prototype come to light again.
-      for (const name of Object.keys(overridden)) delete (response as unknown as Record<string, unknown>)[name];
-      response.off('close', onClose);
+      for (const [name, property] of before) {
+        if (property === undefined) delete (response as unknown as Record<string, unknown>)[name];
+        else Object.defineProperty(response, name, property);
+      }
     },
   };
 }
@@ -106,4 +108,14 @@ function pairs(headers: unknown): [string, string | string[]][] {
   if (!Array.isArray(headers)) return Object.entries(headers as Record<string, string | string[]>).filter(([, value]) => value !== undefined);
   const flat = headers.flat() as string[];
   return Array.from({ length: flat.length >> 1 }, (_, index) => [flat[2 * index]!, flat[2 * index + 1]!]);
+}
+
+/**
+ * Lets a handler that was given up go on in vain: its answer has been given in its place, and an error about that, on a
+ * stream that nobody listens to, would end the process.
+ */
+export function mute(response: ServerResponse): void {
+  const silent = (): ServerResponse => response;
+  const inert = { write: () => true, end: silent, writeHead: silent, flushHeaders: () => undefined, setHeader: silent, setHeaders: silent, appendHeader: silent, removeHeader: () => undefined };
+  for (const [name, value] of Object.entries(inert)) Object.defineProperty(response, name, { value, configurable: true });
 }

@@ -1,7 +1,8 @@
 import type { Request, RequestHandler } from 'express';
+import { abandoning } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
 import type { Endpoint, GateAnswer } from '../../src/switchover/index.ts';
-import { captureAnswer } from './capture-answer.ts';
+import { captureAnswer, mute } from './capture-answer.ts';
 import { bodyOf } from './request-body.ts';
 
 /**
@@ -18,6 +19,7 @@ import { bodyOf } from './request-body.ts';
 export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
   return async (request, response, next) => {
     const headersBefore = new Set(response.getHeaderNames());
+    let givenUp = false;
     const answer: GateAnswer = await endpoint.answer(
       { original: request, headers: request.headers, body: () => bodyOf(request, endpoint.maxAnswerBytes) },
       async () => {
@@ -26,7 +28,10 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
         const timer = setTimeout(() => capture.fail(tooSlow(endpoint)), endpoint.handlerTimeoutMs);
         try {
           next();
-          const captured = await capture.answer;
+          const captured = await capture.answer.catch((error: unknown) => {
+            givenUp = true;
+            throw error;
+          });
           // Nobody handled it: then Express's own 404 refuses nothing.
           return { ...captured, handled: request.route !== undefined };
         } finally {
@@ -36,7 +41,7 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
       },
     );
     if (answer.kind === 'pass') return next();
-    if (response.destroyed || response.writableEnded) return;
+    if (response.destroyed || response.writableEnded) return givenUp ? mute(response) : undefined;
     if (answer.kind === 'gate') {
       // What a handler set whose answer is not sent.
       for (const name of response.getHeaderNames()) if (!headersBefore.has(name)) response.removeHeader(name);
@@ -45,9 +50,11 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
     response.status(status);
     for (const [name, value] of Object.entries(headers)) response.setHeader(name, value as string | string[]);
     response.end(body);
+    if (givenUp) mute(response);
   };
 }
 
-function tooSlow(endpoint: Endpoint<Request>): TurnoutError {
-  return new TurnoutError('TURNOUT_HANDLER_FAILED', `The handler of ${endpoint.consumer} did not answer within ${endpoint.handlerTimeoutMs} ms.`);
+/** The handler may go on; what it then writes through a joined pool is refused. */
+function tooSlow({ consumer, handlerTimeoutMs }: Endpoint<Request>): TurnoutError {
+  return abandoning(new TurnoutError('TURNOUT_HANDLER_FAILED', `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`));
 }

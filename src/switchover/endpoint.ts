@@ -257,7 +257,7 @@ const notDefinitive = new Set([401, 407, 408, 421, 425, 429]);
 function outcomeOf(answer: HandlerAnswer, maxKeptBytes: number): Effect | undefined {
   const { status, handled = true } = answer;
   if (status >= 200 && status < 300) return { outcome: 'applied', answer: kept(answer, maxKeptBytes) };
-  if (status < 400 || status >= 500 || notDefinitive.has(status) || !handled) return undefined;
+  if (status < 400 || status >= 500 || notDefinitive.has(status) || (status === 404 && !handled)) return undefined;
   return { outcome: 'rejected', answer: kept(answer, maxKeptBytes), reason: `the handler answered ${status}` };
 }
 
