@@ -160,7 +160,8 @@ async function fromJars(options: KafkaOptions, report: (message: string) => void
       writeFileSync(logging, logToStandardOutput);
       const java17 = ['-cp', join(jars, '*'), `-Dlog4j2.configurationFile=${logging}`, '-Djava.awt.headless=true'];
       report(`Formatting Apache Kafka's storage`);
-      const clusterId = randomBytes(16).toString('base64url');
+      // One that begins with a dash would be read as an option.
+      const clusterId = randomBytes(16).toString('base64url').replace(/^-/, 'A');
       await server.run(java, [
         ...java17,
         '-XX:TieredStopAtLevel=1',
