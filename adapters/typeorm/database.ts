@@ -1,9 +1,15 @@
-import type { ClientLike, Database, Handed, QueryResultLike } from '../../src/database/index.ts';
+import type { ClientLike, Database, Handed, Queryable, QueryResultLike } from '../../src/database/index.ts';
 import { joinableTransaction, orUnreachable, sessionOf, takeClient, whenStandInEnded } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
 import { whenRunnerEnded } from './after-commit.ts';
 import { clientsOf, poolSizeOf } from './connections.ts';
 import type { DataSourceLike, EntityManagerLike, QueryRunnerLike } from './types.ts';
+
+/** What hands out entity managers, and takes query runners too where it is told of an open transaction. */
+export interface TypeOrmDatabase<Manager extends EntityManagerLike> extends Database<Manager> {
+  within(tx: Manager | QueryRunnerLike): Queryable;
+  whenEnded(tx: Manager | QueryRunnerLike, ended: { committed: () => void; rolledBack: () => void }): boolean;
+}
 
 /**
  * A Postgres database reached through a `DataSource` of TypeORM (0.3.20 or later). Handlers and `turnout.transaction()`
@@ -23,7 +29,7 @@ import type { DataSourceLike, EntityManagerLike, QueryRunnerLike } from './types
 export function typeOrmDatabase<Manager extends EntityManagerLike>(
   dataSource: DataSourceLike<Manager>,
   options: { connectTimeoutMs?: number } = {},
-): Database<Manager, QueryRunnerLike> {
+): TypeOrmDatabase<Manager> {
   const { connectTimeoutMs } = options;
   const clients = clientsOf(dataSource);
   const joinable = { key: dataSource, pool: clients, connectTimeoutMs, hand: (control: ClientLike) => handed(dataSource, control) };

@@ -25,10 +25,10 @@ export interface Session extends Queryable {
 
 /**
  * A Postgres database, as the user's own library reaches it. `Tx` is what that library calls a transaction
- * (`PoolClient`, `EntityManager`), and is what handlers and `turnout.transaction()` are given. `Open` is whatever else of
- * it stands for an open transaction (`QueryRunner`): `publish` takes that too.
+ * (`PoolClient`, `EntityManager`), and is what handlers and `turnout.transaction()` are given.
  */
-export interface Database<Tx = unknown, Open = Tx> {
+// `NoInfer`: an adapter may take more where it is told of an open transaction (a `QueryRunner`) than it hands out.
+export interface Database<Tx = unknown> {
   /** A connection of its own, for locks and settings that live as long as a session. Throws TURNOUT_DATABASE_UNREACHABLE, TURNOUT_POOL_TIMEOUT. */
   connect(): Promise<Session>;
   /** One statement on any connection, committed when it resolves. */
@@ -41,12 +41,12 @@ export interface Database<Tx = unknown, Open = Tx> {
    */
   transaction<Result>(work: (tx: Tx) => Promise<Result>): Promise<Result>;
   /** Statements inside an open transaction of the user's. Throws TURNOUT_TRANSACTION_REQUIRED where it can be known that none is open. */
-  within(tx: Tx | Open): Queryable;
+  within(tx: NoInfer<Tx>): Queryable;
   /**
    * Runs one of two functions when the user's own transaction has ended, if the library can tell.
    * Gives false if it can't: then the caller has to say so (`turnout.deliver`).
    */
-  whenEnded(tx: Tx | Open, ended: { committed: () => void; rolledBack: () => void }): boolean;
+  whenEnded(tx: NoInfer<Tx>, ended: { committed: () => void; rolledBack: () => void }): boolean;
   /** The most connections there can be at once, if known. */
   readonly maxConnections: number | undefined;
 }

@@ -6,9 +6,11 @@ import type { MigrationInterface } from 'typeorm';
 import { expectTypeOf, test } from 'vitest';
 import type { PoolClientLike, PoolLike } from 'turnout/pg';
 import { joinPool, pgDatabase } from 'turnout/pg';
-import type { DataSourceLike, EntityManagerLike, QueryRunnerLike } from 'turnout/typeorm';
+import type { DataSourceLike, EntityManagerLike, QueryRunnerLike, TypeOrmDatabase } from 'turnout/typeorm';
 import { bindDataSource, turnoutMigrations, typeOrmDatabase } from 'turnout/typeorm';
 import type { Database, Queryable } from '../../src/database/index.ts';
+
+declare function infer<Tx>(database: Database<Tx>): Tx;
 
 const pool = new Pool();
 const dataSource = new DataSource({ type: 'postgres' });
@@ -24,7 +26,9 @@ test('the library’s own objects fit as they are', () => {
 
 test('a database hands out what the user’s library calls a transaction', () => {
   expectTypeOf(pgDatabase(pool)).toEqualTypeOf<Database<PoolClient>>();
-  expectTypeOf(typeOrmDatabase(dataSource)).toEqualTypeOf<Database<EntityManager, QueryRunnerLike>>();
+  expectTypeOf(typeOrmDatabase(dataSource)).toEqualTypeOf<TypeOrmDatabase<EntityManager>>();
+  expectTypeOf(infer(typeOrmDatabase(dataSource))).toEqualTypeOf<EntityManager>();
+  expectTypeOf(infer(pgDatabase(pool))).toEqualTypeOf<PoolClient>();
   void pgDatabase(pool).transaction(async (tx) => expectTypeOf(tx).toEqualTypeOf<PoolClient>());
   void typeOrmDatabase(dataSource).transaction(async (tx) => expectTypeOf(tx).toEqualTypeOf<EntityManager>());
 });

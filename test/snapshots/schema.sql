@@ -1,0 +1,1103 @@
+CREATE SCHEMA turnout;
+
+CREATE FUNCTION turnout.bad_header(headers jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+  select case
+    when headers is null or jsonb_typeof(headers) = 'null' then null
+    when jsonb_typeof(headers) <> 'object' then 'headers'
+    else (select 'headers.' || h.key from jsonb_each(headers) h
+            where jsonb_typeof(h.value) <> 'string' or h.key = '' or turnout.is_reserved_header(h.key)
+            order by h.key limit 1)
+  end
+$$;
+
+CREATE FUNCTION turnout.closed_outbox_partitions() RETURNS TABLE(name text, lower_seq bigint, upper_seq bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select b.name, b.bound[1]::bigint, b.bound[2]::bigint
+  from (select c.relname::text as name, regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''?(\d+)''?\) TO \(''?(\d+)''?\)') as bound
+        from pg_inherits i join pg_class c on c.oid = i.inhrelid
+        where i.inhparent = 'turnout.outbox'::regclass) b
+  where b.bound[2]::bigint <= (select coalesce(s.last_value, 0) from pg_sequences s where s.schemaname = 'turnout' and s.sequencename = 'outbox_seq_seq')
+  order by b.bound[2]::bigint
+$$;
+
+CREATE FUNCTION turnout.delete_old_stamps(below_seq bigint, most integer DEFAULT 5000) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  with gone as (
+    delete from turnout.stamp s
+    where s.ctid = any (array(select o.ctid from turnout.stamp o where o.seq < below_seq limit most)) returning 1
+  )
+  select count(*)::integer from gone
+$$;
+
+CREATE FUNCTION turnout.delete_old_ticks(older_than interval, most integer DEFAULT 5000) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  with old as (
+    select t.shard, t.tick from turnout.relay_tick t
+    where t.tick < (select max(n.tick) - 1000 from turnout.relay_tick n where n.shard = t.shard) and t.at < clock_timestamp() - older_than
+    order by t.shard, t.tick limit most
+  ), gone as (
+    delete from turnout.relay_tick t using old where t.shard = old.shard and t.tick = old.tick returning 1
+  )
+  select count(*)::integer from gone
+$$;
+
+CREATE FUNCTION turnout.drop_empty_outbox_partitions() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '50ms'
+    AS $$
+declare
+  empty_names text[] := '{}';
+  name text;
+  filled boolean;
+begin
+  for name in select p.name from turnout.closed_outbox_partitions() p loop
+    execute format('select exists (select from turnout.%I)', name) into filled;
+    if not filled then
+      empty_names := empty_names || name;
+    end if;
+  end loop;
+  if cardinality(empty_names) = 0 then
+    return 0;
+  end if;
+  begin
+    lock table turnout.outbox in access exclusive mode;
+    foreach name in array empty_names loop
+      -- Again, now that nobody can write: a row may have come in late.
+      execute format('select exists (select from turnout.%I)', name) into filled;
+      if filled then
+        continue;
+      end if;
+      execute format('alter table turnout.outbox detach partition turnout.%I', name);
+      execute format('drop table turnout.%I', name);
+    end loop;
+  exception when lock_not_available then
+    return 0;
+  end;
+  return cardinality(empty_names);
+end
+$$;
+
+CREATE FUNCTION turnout.empty_outbox_partition(name text, retention interval) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    AS $$
+#variable_conflict use_column
+declare
+  range record;
+  newest_xid xid8;
+  newest_at timestamptz;
+begin
+  select p.lower_seq, p.upper_seq into range from turnout.closed_outbox_partitions() p where p.name = empty_outbox_partition.name;
+  if not found then
+    raise exception '% is not a closed partition of turnout.outbox.', empty_outbox_partition.name;
+  end if;
+  begin
+    execute format('lock table only turnout.%I in access exclusive mode', empty_outbox_partition.name);
+  exception when lock_not_available then
+    return 'busy';
+  end;
+  execute format('select o.xid, o.occurred_at from turnout.%I o order by o.xid desc limit 1', empty_outbox_partition.name)
+    into newest_xid, newest_at;
+  if newest_xid is null then
+    return 'empty';
+  end if;
+  if newest_at > clock_timestamp() - retention then
+    return 'young';
+  end if;
+  -- Its rows must be before the oldest tick that may still be replayed, which is each shard's newest.
+  if not exists (select from turnout.relay_tick) or exists (
+    select from (select distinct on (t.shard) t.lo from turnout.relay_tick t order by t.shard, t.tick desc) n
+    where newest_xid >= pg_snapshot_xmin(n.lo))
+  then
+    return 'unpublished';
+  end if;
+  if exists (select from turnout.rpc_delivery d where d.seq >= range.lower_seq and d.seq < range.upper_seq) then
+    return 'owed';
+  end if;
+  execute format('truncate only turnout.%I', empty_outbox_partition.name);
+  return 'emptied';
+end
+$$;
+
+CREATE FUNCTION turnout.enter_inbox(consumer text, effect_key text, occurred_at timestamp with time zone, source text, topic text, key text, ordered boolean, wait boolean, retention_ms bigint, lease_ms bigint) RETURNS TABLE(locked boolean, too_old boolean, gate_generation integer, gate_number text, gate_halted text, known_outcome text, known_event_id text, known_request_hash text, known_answer text, known_attempts integer, known_lease_over boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  lock_number bigint := hashtextextended(
+    case when ordered then concat_ws(e'\x1f', 'key', enter_inbox.consumer, enter_inbox.source, enter_inbox.topic, enter_inbox.key)
+         else concat_ws(e'\x1f', 'effect', enter_inbox.consumer, enter_inbox.effect_key) end, 7472);
+begin
+  locked := true;
+  if wait then
+    perform pg_advisory_xact_lock(lock_number);
+  elsif not pg_try_advisory_xact_lock(lock_number) then
+    locked := false;
+    return next;
+    return;
+  end if;
+  too_old := enter_inbox.occurred_at < clock_timestamp() - make_interval(secs => retention_ms / 1000.0);
+  if ordered then
+    select g.generation, g.last_number::text, g.halted into gate_generation, gate_number, gate_halted
+      from turnout.gate g
+      where g.consumer = enter_inbox.consumer and g.source = enter_inbox.source and g.topic = enter_inbox.topic and g.key = enter_inbox.key;
+  end if;
+  select i.outcome, i.event_id::text, i.request_hash, i.answer::text, i.attempts,
+         i.finished_at < clock_timestamp() - make_interval(secs => lease_ms / 1000.0)
+    into known_outcome, known_event_id, known_request_hash, known_answer, known_attempts, known_lease_over
+    from turnout.inbox i
+    where i.consumer = enter_inbox.consumer and i.effect_key = enter_inbox.effect_key
+      and i.occurred_at >= enter_inbox.occurred_at - interval '1 day' and i.occurred_at <= enter_inbox.occurred_at + interval '1 day'
+    limit 1;
+  return next;
+end
+$$;
+
+CREATE FUNCTION turnout.halt_key(consumer text, source text, topic text, key text, reason text, detail jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  update turnout.gate g set halted = halt_key.reason
+    where g.consumer = halt_key.consumer and g.source = halt_key.source and g.topic = halt_key.topic and g.key = halt_key.key;
+  insert into turnout.alarm (consumer, kind, detail) values (halt_key.consumer, 'unknown-repeat', halt_key.detail);
+end
+$$;
+
+CREATE FUNCTION turnout.is_reserved_header(name text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select lower(name) in ('ce_specversion', 'ce_id', 'ce_type', 'ce_source', 'ce_time', 'ce_partitionkey', 'ce_sequence',
+                         'content-type', 'turnout-version', 'turnout-seq', 'turnout-routes', 'turnout-refused')
+$$;
+
+CREATE FUNCTION turnout.lock_keys(topic text, keys text[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+declare
+  number bigint;
+begin
+  if cardinality(keys) > 1000 then
+    raise exception 'One transaction asked for the locks of % keys.', cardinality(keys)
+      using errcode = 'TU006', detail = json_build_object('keys', cardinality(keys), 'limit', 1000)::text;
+  end if;
+  for number in
+    select distinct hashtextextended(lock_keys.topic || e'\x1f' || k, 7471) as n from unnest(keys) k order by n
+  loop
+    perform pg_advisory_xact_lock(number);
+  end loop;
+end
+$$;
+
+CREATE FUNCTION turnout.make_inbox_partition(at timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+declare
+  lower timestamptz := date_trunc('week', at, 'UTC');
+  upper timestamptz := date_trunc('week', at, 'UTC') + interval '7 days';
+  name text := 'inbox_' || to_char(date_trunc('week', at, 'UTC') at time zone 'UTC', 'YYYYMMDD');
+begin
+  if to_regclass('turnout.' || name) is not null then
+    return;
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended('turnout.make_inbox_partition', 0));
+  if to_regclass('turnout.' || name) is not null then
+    return;
+  end if;
+  execute format('create table turnout.%I (like turnout.inbox including defaults including constraints including storage including compression)', name);
+  execute format('alter table turnout.%I add primary key (consumer, effect_key, occurred_at)', name);
+  execute format('alter table turnout.inbox attach partition turnout.%I for values from (%L) to (%L)', name, lower, upper);
+end
+$$;
+
+CREATE FUNCTION turnout.make_outbox_partitions(ahead integer DEFAULT 8, span bigint DEFAULT 1000000) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+declare
+  drawn bigint;
+  upper bigint;
+  needed bigint;
+  name text;
+begin
+  perform pg_advisory_xact_lock(hashtextextended('turnout.make_outbox_partitions', 0));
+  select coalesce(last_value, 0) into drawn
+    from pg_sequences
+    where schemaname = 'turnout' and sequencename = 'outbox_seq_seq';
+  drawn := coalesce(drawn, 0);
+  select coalesce(max((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''?(\d+)''?\)'))[1]::bigint), 0)
+    into upper
+    from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'turnout.outbox'::regclass;
+  needed := (drawn / span + 1 + ahead) * span;
+  while upper < needed loop
+    name := format('outbox_%s', lpad((upper / span)::text, 8, '0'));
+    execute format('create table turnout.%I (like turnout.outbox including defaults including constraints including storage including compression)', name);
+    execute format('alter table turnout.%I add constraint %I check (seq >= %s and seq < %s)',
+                   name, name || '_range', greatest(upper, 0), upper + span);
+    execute format('create index %I on turnout.%I (xid)', name || '_xid', name);
+    execute format('alter table turnout.outbox attach partition turnout.%I for values from (%s) to (%s)',
+                   name, upper, upper + span);
+    execute format('alter table turnout.%I drop constraint %I', name, name || '_range');
+    upper := upper + span;
+  end loop;
+  return upper - drawn;
+end
+$$;
+
+CREATE FUNCTION turnout.publish(source text, type text, version integer, key text, data json, headers jsonb DEFAULT NULL::jsonb, switchovers text[] DEFAULT '{}'::text[], id uuid DEFAULT gen_random_uuid()) RETURNS uuid
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select p.id from turnout.publish_events(
+    publish.source,
+    json_build_array(json_build_object('id', publish.id, 'type', publish.type, 'version', publish.version, 'key', publish.key,
+                                       'data', publish.data, 'headers', publish.headers)),
+    publish.switchovers) p
+$$;
+
+CREATE FUNCTION turnout.publish_events(source text, events json, switchovers text[] DEFAULT '{}'::text[], deliver boolean DEFAULT false) RETURNS TABLE(seq text, id uuid, type text, version integer, topic text, key text, occurred_at timestamp with time zone, routes text, stamps jsonb)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  is_source boolean;
+  bad_place bigint;
+  repeated_id boolean;
+  lock_numbers bigint[];
+  lock_number bigint;
+  unknown text;
+  this_xid xid8;
+begin
+  if publish_events.events is null then
+    raise exception 'There are no events.' using errcode = 'TU009', detail = '{"path": "events"}';
+  end if;
+
+  -- All checks, then all locks, before the first number is drawn.
+  select exists (select from turnout.source s where s.name = publish_events.source),
+         min(e.place) filter (where r.topic is null
+                                 or e.data is null or octet_length(e.data::text) > t.max_bytes
+                                 or (r.ordering = 'key' and e.key is null) or e.key = '' or octet_length(e.key) > 1000
+                                 or (e.headers is not null and turnout.bad_header(e.headers) is not null)),
+         count(distinct e.id) < count(e.id),
+         array_agg(distinct hashtextextended(r.topic || e'\x1f' || e.key, 7471)
+                   order by hashtextextended(r.topic || e'\x1f' || e.key, 7471)) filter (where r.ordering = 'key')
+    into is_source, bad_place, repeated_id, lock_numbers
+    from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb))
+      with ordinality as e (id, type, version, key, data, headers, place)
+    left join turnout.event_type r on r.name = e.type and r.version = e.version
+    left join turnout.topic t on t.name = r.topic;
+
+  if not is_source then
+    raise exception 'Source % is not registered.', publish_events.source
+      using errcode = 'TU001', detail = json_build_object('source', publish_events.source)::text;
+  end if;
+  if bad_place is not null then
+    perform turnout.refuse_event(publish_events.events -> (bad_place - 1)::integer, (bad_place - 1)::integer);
+  end if;
+  if repeated_id then
+    raise exception 'Two of the events have the same id.' using errcode = 'TU009', detail = '{"path": "id"}';
+  end if;
+  if cardinality(lock_numbers) > 1000 then
+    raise exception 'One transaction asked for the locks of % keys.', cardinality(lock_numbers)
+      using errcode = 'TU006', detail = json_build_object('keys', cardinality(lock_numbers), 'limit', 1000)::text;
+  end if;
+  if cardinality(switchovers) > 0 then
+    select d into unknown from unnest(switchovers) d
+      where not exists (select from turnout.switchover s where s.source = publish_events.source and s.name = d) limit 1;
+    if found then
+      raise exception 'Switchover % does not exist in source %.', unknown, publish_events.source
+        using errcode = 'TU002', detail = json_build_object('switchover', unknown, 'source', publish_events.source)::text;
+    end if;
+  end if;
+
+  -- In one agreed order, so that two transactions that publish the same keys can't wait for each other.
+  if lock_numbers is not null then
+    foreach lock_number in array lock_numbers loop
+      perform pg_advisory_xact_lock(lock_number);
+    end loop;
+  end if;
+
+  this_xid := pg_current_xact_id();
+
+  if coalesce(cardinality(switchovers), 0) = 0 then
+    return query
+      with written as (
+        insert into turnout.outbox as o (xid, id, source, topic, aggregatetype, aggregateid, type, version, payload, headers)
+        select this_xid, coalesce(e.id, gen_random_uuid()), publish_events.source, r.topic, r.aggregate, e.key, e.type, e.version,
+               e.data, nullif(e.headers, 'null')
+        from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb))
+          with ordinality as e (id, type, version, key, data, headers, place)
+        join turnout.event_type r on r.name = e.type and r.version = e.version
+        order by e.place
+        returning o.seq, o.id, o.type, o.version, o.topic, o.aggregateid, o.occurred_at
+      )
+      select w.seq::text, w.id, w.type, w.version, w.topic, w.aggregateid, w.occurred_at, null::text, '[]'::jsonb
+      from written w order by w.seq;
+    return;
+  end if;
+
+  -- The stage is read after the locks were taken: who had to wait for a key sees what was changed meanwhile.
+  return query
+    with given as materialized (
+      select e.place, coalesce(e.id, gen_random_uuid()) as id, e.type, e.version, e.key, e.data, nullif(e.headers, 'null') as headers,
+             r.topic, r.aggregate
+      from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb))
+        with ordinality as e (id, type, version, key, data, headers, place)
+      join turnout.event_type r on r.name = e.type and r.version = e.version
+    ), planned as materialized (
+      select g.place, g.id, g.topic, g.key, s.name as switchover, s.consumer, s.ordering, s.epoch, s.generation,
+             turnout.route_for(s.stage, s.percent, s.salt, coalesce(g.key, g.id::text)) as route
+      from given g
+      join turnout.switchover s
+        on s.source = publish_events.source and s.name = any (switchovers) and g.type = any (s.event_types)
+    ), counted as (
+      -- One row a key, however many of its events are published here: the row can be changed only once in a statement.
+      insert into turnout.key_number as k (source, consumer, topic, key, generation, number)
+        select publish_events.source, p.consumer, p.topic, p.key, p.generation, count(*)
+        from planned p where p.ordering = 'key'
+        group by p.consumer, p.topic, p.key, p.generation
+        order by p.consumer, p.topic, p.key
+        on conflict (source, consumer, topic, key) do update
+          set number = excluded.number + case when k.generation = excluded.generation then k.number else 0 end,
+              generation = excluded.generation
+        returning k.consumer, k.topic, k.key, k.generation, k.number
+    ), stamped as materialized (
+      select p.place, p.id, p.topic, p.key, p.switchover, p.consumer, p.route, p.epoch, c.generation,
+             c.number - count(*) over (partition by p.consumer, p.topic, p.key)
+                      + row_number() over (partition by p.consumer, p.topic, p.key order by p.place) as number
+      from planned p
+      left join counted c on p.ordering = 'key' and c.consumer = p.consumer and c.topic = p.topic and c.key = p.key
+    ), routed as materialized (
+      select s.place,
+             string_agg(s.consumer || '=' || s.route || ';epoch=' || s.epoch
+                          || coalesce(';generation=' || s.generation || ';number=' || s.number, ''), ', ' order by s.consumer) as routes,
+             jsonb_agg(jsonb_build_object('switchover', s.switchover, 'consumer', s.consumer, 'route', s.route, 'epoch', s.epoch,
+                                          'effectKey', s.consumer || '.' || s.id)
+                         || case when s.number is null then '{}'::jsonb
+                                 else jsonb_build_object('generation', s.generation, 'number', s.number) end order by s.consumer) as stamps
+      from stamped s group by s.place
+    ), written as (
+      insert into turnout.outbox as o (xid, id, source, topic, aggregatetype, aggregateid, type, version, payload, routes, headers)
+        select this_xid, g.id, publish_events.source, g.topic, g.aggregate, g.key, g.type, g.version, g.data, r.routes, g.headers
+        from given g left join routed r on r.place = g.place
+        order by g.place
+        returning o.seq, o.id, o.type, o.version, o.topic, o.aggregateid, o.occurred_at, o.routes
+    ), remembered as (
+      insert into turnout.stamp (source, consumer, topic, key, generation, number, seq, xid, event_id, switchover, route, epoch)
+        select publish_events.source, s.consumer, s.topic, s.key, s.generation, s.number, w.seq, this_xid, s.id,
+               s.switchover, s.route, s.epoch
+        from written w join stamped s on s.id = w.id
+        where s.number is not null
+    ), owed as (
+      insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, key,
+                                        generation, number, epoch, due_at)
+        select s.consumer || '.' || s.id, publish_events.source, s.switchover, w.seq % 16, s.consumer, s.id, w.seq, this_xid, s.topic, s.key,
+               s.generation, s.number, s.epoch, case when deliver then null else clock_timestamp() end
+        from written w join stamped s on s.id = w.id
+        where s.route = 'rpc'
+    )
+    select w.seq::text, w.id, w.type, w.version, w.topic, w.aggregateid, w.occurred_at, w.routes, coalesce(r.stamps, '[]')
+    from written w join given g on g.id = w.id left join routed r on r.place = g.place
+    order by w.seq;
+end
+$$;
+
+CREATE FUNCTION turnout.ramp_bucket(salt text, key text) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select (('x' || substr(md5(salt || ':' || key), 1, 8))::bit(32)::bigint % 10000)::integer $$;
+
+CREATE FUNCTION turnout.record_outcome(consumer text, effect_key text, occurred_at timestamp with time zone, event_id uuid, event_type text, source text, topic text, key text, generation integer, number bigint, path text, outcome text, request_hash text, answer jsonb, reason text, attempts integer) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  insert into turnout.inbox as i (consumer, effect_key, occurred_at, event_id, event_type, source, topic, key, generation, number,
+                                  path, outcome, request_hash, answer, reason, attempts)
+    values (record_outcome.consumer, record_outcome.effect_key, record_outcome.occurred_at, record_outcome.event_id,
+            record_outcome.event_type, record_outcome.source, record_outcome.topic, record_outcome.key, record_outcome.generation,
+            record_outcome.number, record_outcome.path, record_outcome.outcome, record_outcome.request_hash, record_outcome.answer,
+            record_outcome.reason, record_outcome.attempts)
+    on conflict (consumer, effect_key, occurred_at) do update
+      set outcome = excluded.outcome, path = excluded.path, request_hash = coalesce(excluded.request_hash, i.request_hash),
+          answer = excluded.answer, reason = excluded.reason, attempts = excluded.attempts, finished_at = clock_timestamp()
+      where i.outcome in ('running', 'queued');
+  if not found then
+    raise exception 'The effect % of % already has an outcome.', record_outcome.effect_key, record_outcome.consumer
+      using errcode = 'unique_violation';
+  end if;
+  if record_outcome.outcome in ('running', 'queued') then
+    return;
+  end if;
+  if record_outcome.number is not null then
+    insert into turnout.gate as g (consumer, source, topic, key, generation, last_number)
+      select record_outcome.consumer, record_outcome.source, record_outcome.topic, record_outcome.key,
+             record_outcome.generation, record_outcome.number
+      on conflict (consumer, source, topic, key) do update
+        set generation = excluded.generation, last_number = excluded.last_number
+        where (g.generation = excluded.generation and g.last_number + 1 = excluded.last_number)
+           or (g.generation < excluded.generation and excluded.last_number = 1);
+    if not found then
+      raise exception 'Number % of key % is not the next one for %.', record_outcome.number, record_outcome.key, record_outcome.consumer
+        using errcode = 'serialization_failure';
+    end if;
+  end if;
+  delete from turnout.held h where h.consumer = record_outcome.consumer and h.effect_key = record_outcome.effect_key;
+end
+$$;
+
+CREATE FUNCTION turnout.record_since(source text, name text, since jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  update turnout.switchover s set since = record_since.since
+    where s.source = record_since.source and s.name = record_since.name and s.since is null;
+end
+$$;
+
+CREATE FUNCTION turnout.refuse_event(event json, place integer) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_variable
+declare
+  event_key text := event ->> 'key';
+  bytes integer := octet_length((event -> 'data')::text);
+  registered record;
+  path text;
+begin
+  select t.max_bytes, r.ordering into registered
+    from turnout.event_type r join turnout.topic t on t.name = r.topic
+    where r.name = event ->> 'type' and r.version = (event ->> 'version')::integer;
+  if not found then
+    raise exception 'Event type % v% is not registered.', event ->> 'type', event ->> 'version'
+      using errcode = 'TU003', detail = json_build_object('type', event ->> 'type', 'version', event -> 'version', 'index', place)::text;
+  end if;
+  if coalesce(json_typeof(event -> 'data'), 'null') = 'null' then
+    raise exception 'Event % has no data.', event ->> 'type'
+      using errcode = 'TU009', detail = json_build_object('type', event ->> 'type', 'path', 'data', 'index', place)::text;
+  end if;
+  if bytes > registered.max_bytes then
+    raise exception 'The payload of % has % bytes; its topic takes %.', event ->> 'type', bytes, registered.max_bytes
+      using errcode = 'TU004', detail = json_build_object('type', event ->> 'type', 'bytes', bytes, 'maxBytes', registered.max_bytes, 'index', place)::text;
+  end if;
+  if registered.ordering = 'key' and coalesce(event_key, '') = '' then
+    raise exception 'Event % is ordered by key and has none.', event ->> 'type'
+      using errcode = 'TU005', detail = json_build_object('type', event ->> 'type', 'path', 'key', 'index', place)::text;
+  end if;
+  path := case when event_key = '' or octet_length(event_key) > 1000 then 'key' else turnout.bad_header((event -> 'headers')::jsonb) end;
+  raise exception 'Event % has a % that can''t be carried.', event ->> 'type', coalesce(path, 'field')
+    using errcode = 'TU009', detail = json_build_object('type', event ->> 'type', 'path', path, 'index', place)::text;
+end
+$$;
+
+CREATE FUNCTION turnout.register_events(source text, topics jsonb, events jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  clash record;
+begin
+  insert into turnout.source (name) values (register_events.source) on conflict do nothing;
+  insert into turnout.topic (name, partitions, max_bytes)
+    select t.name, t.partitions, coalesce(t."maxBytes", 900000)
+    from jsonb_to_recordset(register_events.topics) as t (name text, partitions integer, "maxBytes" integer)
+    on conflict (name) do update set max_bytes = excluded.max_bytes
+      where turnout.topic.max_bytes <> excluded.max_bytes;
+  select t.name, t.partitions as wanted, r.partitions as recorded into clash
+    from jsonb_to_recordset(register_events.topics) as t (name text, partitions integer)
+    join turnout.topic r on r.name = t.name and r.partitions <> t.partitions limit 1;
+  if found then
+    raise exception 'Topic % is recorded with % partitions and declared with %.', clash.name, clash.recorded, clash.wanted
+      using errcode = 'TU007', detail = json_build_object('topic', clash.name, 'recorded', clash.recorded, 'declared', clash.wanted)::text;
+  end if;
+  insert into turnout.event_type (name, version, topic, aggregate, ordering)
+    select e.name, e.version, e.topic, e.aggregate, e.ordering
+    from jsonb_to_recordset(register_events.events) as e (name text, version integer, topic text, aggregate text, ordering text)
+    on conflict do nothing;
+  select e.name, e.version, e.topic as wanted, e.ordering as wanted_ordering, r.topic as recorded, r.ordering as recorded_ordering into clash
+    from jsonb_to_recordset(register_events.events) as e (name text, version integer, topic text, ordering text)
+    join turnout.event_type r on r.name = e.name and r.version = e.version
+    where r.topic <> e.topic or r.ordering <> e.ordering limit 1;
+  if found then
+    raise exception 'Event type % v% is recorded on topic % with order %, and declared on topic % with order %.',
+      clash.name, clash.version, clash.recorded, clash.recorded_ordering, clash.wanted, clash.wanted_ordering
+      using errcode = 'TU008', detail = json_build_object('type', clash.name, 'version', clash.version)::text;
+  end if;
+end
+$$;
+
+CREATE FUNCTION turnout.register_switchover(source text, name text, consumer text, event_types text[], ordering text, reason text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  existing turnout.switchover;
+  shared_topic text;
+  unknown text;
+  clash text;
+begin
+  select t into unknown from unnest(event_types) t where not exists (select from turnout.event_type e where e.name = t) limit 1;
+  if found then
+    raise exception 'Event type % is not registered.', unknown
+      using errcode = 'TU003', detail = json_build_object('type', unknown)::text;
+  end if;
+  select min(e.topic) into shared_topic from turnout.event_type e where e.name = any (event_types) having min(e.topic) = max(e.topic);
+  if not found then
+    raise exception 'The event types of switchover % are on several topics.', register_switchover.name
+      using errcode = 'TU010', detail = json_build_object('switchover', register_switchover.name)::text;
+  end if;
+  if register_switchover.ordering = 'key' and exists (select from turnout.event_type e where e.name = any (event_types) and e.ordering <> 'key') then
+    raise exception 'Switchover % is ordered and one of its event types is not.', register_switchover.name
+      using errcode = 'TU010', detail = json_build_object('switchover', register_switchover.name)::text;
+  end if;
+  select s.name into clash from turnout.switchover s
+    where s.source = register_switchover.source and s.consumer = register_switchover.consumer
+      and s.name <> register_switchover.name and s.event_types && register_switchover.event_types limit 1;
+  if found then
+    raise exception 'Switchover % already moves consumer % for one of these event types.', clash, register_switchover.consumer
+      using errcode = 'TU010', detail = json_build_object('switchover', register_switchover.name, 'other', clash)::text;
+  end if;
+
+  select * into existing from turnout.switchover s
+    where s.source = register_switchover.source and s.name = register_switchover.name for update;
+  if found then
+    if existing.consumer <> register_switchover.consumer or existing.ordering <> register_switchover.ordering
+       or existing.topic <> shared_topic then
+      raise exception 'Switchover % is recorded for consumer %, topic %, order %, and declared otherwise.',
+        existing.name, existing.consumer, existing.topic, existing.ordering
+        using errcode = 'TU010', detail = json_build_object('switchover', existing.name)::text;
+    end if;
+    update turnout.switchover s set event_types = register_switchover.event_types
+      where s.source = existing.source and s.name = existing.name and s.event_types <> register_switchover.event_types;
+    return false;
+  end if;
+
+  insert into turnout.switchover (source, name, consumer, topic, event_types, ordering)
+    values (register_switchover.source, register_switchover.name, register_switchover.consumer, shared_topic,
+            register_switchover.event_types, register_switchover.ordering);
+  insert into turnout.rpc_open (source, switchover, stripe)
+    select register_switchover.source, register_switchover.name, n from generate_series(0, 15) n;
+  insert into turnout.switchover_history (source, switchover, epoch, to_stage, reason)
+    values (register_switchover.source, register_switchover.name, 1, 'rpc', register_switchover.reason);
+  return true;
+end
+$$;
+
+CREATE FUNCTION turnout.resume_key(consumer text, source text, topic text, key text, reason text) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  skipped integer;
+begin
+  if coalesce(trim(resume_key.reason), '') = '' then
+    raise exception 'To resume a key needs a reason.' using errcode = 'TU012', detail = json_build_object('key', resume_key.key)::text;
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended(concat_ws(e'\x1f', 'key', consumer, source, topic, key), 7472));
+  insert into turnout.inbox (consumer, effect_key, occurred_at, event_id, event_type, source, topic, key, generation, number, path, outcome, reason)
+    select distinct on (a.detail ->> 'effectKey') a.consumer, a.detail ->> 'effectKey', (a.detail ->> 'occurredAt')::timestamptz,
+           (a.detail ->> 'eventId')::uuid, a.detail ->> 'eventType', a.detail ->> 'source', a.detail ->> 'topic', a.detail ->> 'key',
+           (a.detail ->> 'generation')::integer, (a.detail ->> 'number')::bigint, a.detail ->> 'path', 'skipped', resume_key.reason
+    from turnout.alarm a
+    where a.consumer = resume_key.consumer and a.kind = 'unknown-repeat' and a.detail ->> 'source' = resume_key.source
+      and a.detail ->> 'topic' = resume_key.topic and a.detail ->> 'key' = resume_key.key
+    on conflict do nothing;
+  get diagnostics skipped = row_count;
+  delete from turnout.held h using turnout.alarm a
+    where a.consumer = resume_key.consumer and a.kind = 'unknown-repeat' and h.consumer = a.consumer
+      and h.effect_key = a.detail ->> 'effectKey' and a.detail ->> 'key' = resume_key.key;
+  update turnout.gate g set halted = null
+    where g.consumer = resume_key.consumer and g.source = resume_key.source and g.topic = resume_key.topic and g.key = resume_key.key;
+  return skipped;
+end
+$$;
+
+CREATE FUNCTION turnout.route_for(stage text, percent numeric, salt text, key text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case stage
+    when 'rpc' then 'rpc'
+    when 'shadow' then 'rpc'
+    when 'ramp' then case when turnout.ramp_bucket(salt, key) < percent * 100 then 'event' else 'rpc' end
+    when 'event' then 'event'
+    when 'done' then 'event'
+  end
+$$;
+
+CREATE FUNCTION turnout.set_stage(source text, name text, stage text, reason text, percent numeric DEFAULT 0, force boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  current turnout.switchover;
+  undeclared record;
+begin
+  if set_stage.stage is null or set_stage.stage not in ('rpc', 'shadow', 'ramp', 'event', 'done') then
+    raise exception 'There is no stage %.', coalesce(set_stage.stage, 'null')
+      using errcode = 'TU011', detail = json_build_object('stage', set_stage.stage)::text;
+  end if;
+  if coalesce(trim(set_stage.reason), '') = '' then
+    raise exception 'A stage change needs a reason.'
+      using errcode = 'TU012', detail = json_build_object('switchover', set_stage.name)::text;
+  end if;
+  select * into current from turnout.switchover s
+    where s.source = set_stage.source and s.name = set_stage.name for no key update;
+  if not found then
+    raise exception 'Switchover % does not exist in source %.', set_stage.name, set_stage.source
+      using errcode = 'TU002', detail = json_build_object('switchover', set_stage.name, 'source', set_stage.source)::text;
+  end if;
+  if set_stage.stage in ('shadow', 'ramp', 'done') then
+    raise exception 'Stage % is not available yet.', set_stage.stage
+      using errcode = 'TU013', detail = json_build_object('switchover', set_stage.name, 'stage', set_stage.stage)::text;
+  end if;
+  if set_stage.stage = current.stage then
+    return current.epoch;
+  end if;
+  if current.stage = 'done' then
+    raise exception 'Switchover % is done.', set_stage.name
+      using errcode = 'TU017', detail = json_build_object('switchover', set_stage.name)::text;
+  end if;
+  if set_stage.stage = 'event' then
+    -- Not to be forced: without a start of its own the consumer would skip events that were routed to it.
+    if current.since is null then
+      raise exception 'Consumer % has not recorded where it started.', current.consumer
+        using errcode = 'TU014', detail = json_build_object('switchover', set_stage.name, 'consumer', current.consumer)::text;
+    end if;
+    if not force then
+      select u.events, u.newest into undeclared from turnout.undeclared_publishers(set_stage.source, set_stage.name) u;
+      if undeclared.events > 0 then
+        raise exception 'Events of switchover % are still published by code that does not declare it: % in the last 5 minutes, the newest at %.',
+          set_stage.name, undeclared.events, undeclared.newest
+          using errcode = 'TU016', detail = json_build_object('switchover', set_stage.name, 'events', undeclared.events, 'newest', undeclared.newest)::text;
+      end if;
+      raise exception 'Switchover % has no checks that say it is ready.', set_stage.name
+        using errcode = 'TU015', detail = json_build_object('switchover', set_stage.name)::text;
+    end if;
+  end if;
+  update turnout.switchover s
+    set stage = set_stage.stage, percent = coalesce(set_stage.percent, 0), epoch = s.epoch + 1
+    where s.source = current.source and s.name = current.name;
+  insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, forced)
+    values (current.source, current.name, current.epoch + 1, current.stage, set_stage.stage, coalesce(set_stage.percent, 0),
+            set_stage.reason, force);
+  return current.epoch + 1;
+end
+$$;
+
+CREATE FUNCTION turnout.undeclared_publishers(source text, name text, within_time interval DEFAULT '00:05:00'::interval) RETURNS TABLE(events bigint, newest timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select count(*), max(recent.occurred_at)
+  from turnout.switchover s
+  cross join lateral (
+    select o.type, o.source, o.routes, o.occurred_at
+    from turnout.outbox o
+    where o.xid > s.created_xid
+    order by o.xid desc
+    limit 20000
+  ) recent
+  where s.source = undeclared_publishers.source and s.name = undeclared_publishers.name
+    and recent.source = s.source and recent.type = any (s.event_types)
+    and recent.occurred_at > clock_timestamp() - within_time
+    and position(', ' || s.consumer || '=' in ', ' || coalesce(recent.routes, '')) = 0
+$$;
+
+CREATE TABLE turnout.alarm (
+    id bigint NOT NULL,
+    consumer text NOT NULL,
+    kind text NOT NULL,
+    detail jsonb NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT alarm_kind_check CHECK ((kind = ANY (ARRAY['sequence-hole'::text, 'unknown-repeat'::text, 'skipped-old'::text, 'halted'::text, 'uncertain'::text])))
+);
+
+ALTER TABLE turnout.alarm ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME turnout.alarm_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE turnout.assignment (
+    consumer text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    epoch bigint DEFAULT 0 NOT NULL,
+    owner text,
+    assigned_at timestamp with time zone,
+    begun_offset bigint,
+    begun integer DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='70');
+
+CREATE TABLE turnout.consumed_sequence (
+    consumer text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    source text NOT NULL,
+    generation integer NOT NULL,
+    base bigint NOT NULL,
+    last bigint NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE TABLE turnout.event_type (
+    name text NOT NULL,
+    version integer NOT NULL,
+    topic text NOT NULL,
+    aggregate text NOT NULL,
+    ordering text NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT event_type_ordering_check CHECK ((ordering = ANY (ARRAY['key'::text, 'none'::text]))),
+    CONSTRAINT event_type_version_check CHECK ((version > 0))
+);
+
+CREATE TABLE turnout.gate (
+    consumer text NOT NULL,
+    source text NOT NULL,
+    topic text NOT NULL,
+    key text NOT NULL,
+    generation integer NOT NULL,
+    last_number bigint NOT NULL,
+    halted text
+)
+WITH (fillfactor='70');
+
+CREATE TABLE turnout.held (
+    id bigint NOT NULL,
+    consumer text NOT NULL,
+    effect_key text NOT NULL,
+    reason text NOT NULL,
+    source text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    "offset" bigint NOT NULL,
+    key text,
+    generation integer,
+    number bigint,
+    message jsonb NOT NULL,
+    error text,
+    attempts integer DEFAULT 0 NOT NULL,
+    held_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT held_reason_check CHECK ((reason = ANY (ARRAY['early'::text, 'parked'::text, 'behind'::text])))
+);
+
+ALTER TABLE turnout.held ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME turnout.held_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE turnout.inbox (
+    consumer text NOT NULL,
+    effect_key text NOT NULL,
+    occurred_at timestamp(3) with time zone NOT NULL,
+    event_id uuid NOT NULL,
+    event_type text NOT NULL,
+    source text NOT NULL,
+    topic text,
+    key text,
+    generation integer,
+    number bigint,
+    path text NOT NULL,
+    outcome text NOT NULL,
+    request_hash text,
+    answer jsonb,
+    reason text,
+    attempts integer DEFAULT 1 NOT NULL,
+    finished_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT inbox_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'queued'::text, 'applied'::text, 'rejected'::text, 'skipped'::text, 'dead'::text]))),
+    CONSTRAINT inbox_path_check CHECK ((path = ANY (ARRAY['rpc'::text, 'event'::text])))
+)
+PARTITION BY RANGE (occurred_at);
+
+CREATE TABLE turnout.key_number (
+    source text NOT NULL,
+    consumer text NOT NULL,
+    topic text NOT NULL,
+    key text NOT NULL,
+    generation integer NOT NULL,
+    number bigint NOT NULL
+)
+WITH (fillfactor='70');
+
+CREATE TABLE turnout.migration (
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+CREATE TABLE turnout.outbox (
+    seq bigint NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    id uuid NOT NULL,
+    source text NOT NULL,
+    topic text NOT NULL,
+    aggregatetype text NOT NULL,
+    aggregateid text,
+    type text NOT NULL,
+    version integer NOT NULL,
+    payload json NOT NULL,
+    routes text,
+    headers jsonb,
+    occurred_at timestamp(3) with time zone DEFAULT clock_timestamp() NOT NULL
+)
+PARTITION BY RANGE (seq);
+
+ALTER TABLE turnout.outbox ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME turnout.outbox_seq_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE turnout."position" (
+    consumer text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    next_offset bigint NOT NULL,
+    since bigint NOT NULL,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE TABLE turnout.relay_shard (
+    shard integer NOT NULL,
+    system_identifier text NOT NULL,
+    timeline integer NOT NULL,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+CREATE TABLE turnout.relay_tick (
+    shard integer NOT NULL,
+    tick bigint NOT NULL,
+    lo pg_snapshot NOT NULL,
+    hi pg_snapshot NOT NULL,
+    after_seq bigint DEFAULT 0 NOT NULL,
+    numbers jsonb NOT NULL,
+    relay text NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+CREATE TABLE turnout.rpc_delivery (
+    effect_key text NOT NULL,
+    source text NOT NULL,
+    switchover text NOT NULL,
+    stripe smallint NOT NULL,
+    consumer text NOT NULL,
+    event_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    xid xid8 NOT NULL,
+    topic text NOT NULL,
+    key text,
+    generation integer,
+    number bigint,
+    epoch bigint NOT NULL,
+    due_at timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL,
+    last_error text
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
+
+CREATE TABLE turnout.rpc_open (
+    source text NOT NULL,
+    switchover text NOT NULL,
+    stripe smallint NOT NULL
+);
+
+CREATE TABLE turnout.source (
+    name text NOT NULL,
+    generation integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT source_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,99}$'::text))
+);
+
+CREATE TABLE turnout.stamp (
+    source text NOT NULL,
+    consumer text NOT NULL,
+    topic text NOT NULL,
+    key text NOT NULL,
+    generation integer NOT NULL,
+    number bigint NOT NULL,
+    seq bigint NOT NULL,
+    xid xid8 NOT NULL,
+    event_id uuid NOT NULL,
+    switchover text NOT NULL,
+    route text NOT NULL,
+    epoch bigint NOT NULL,
+    CONSTRAINT stamp_route_check CHECK ((route = ANY (ARRAY['rpc'::text, 'event'::text])))
+);
+
+CREATE TABLE turnout.switchover (
+    source text NOT NULL,
+    name text NOT NULL,
+    consumer text NOT NULL,
+    topic text NOT NULL,
+    event_types text[] NOT NULL,
+    ordering text NOT NULL,
+    stage text DEFAULT 'rpc'::text NOT NULL,
+    percent numeric(5,2) DEFAULT 0 NOT NULL,
+    epoch bigint DEFAULT 1 NOT NULL,
+    generation integer DEFAULT 1 NOT NULL,
+    salt text DEFAULT (gen_random_uuid())::text NOT NULL,
+    since jsonb,
+    created_xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT switchover_consumer_check CHECK ((consumer ~ '^[a-z0-9][a-z0-9._-]{0,99}$'::text)),
+    CONSTRAINT switchover_event_types_check CHECK ((cardinality(event_types) > 0)),
+    CONSTRAINT switchover_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,99}$'::text)),
+    CONSTRAINT switchover_ordering_check CHECK ((ordering = ANY (ARRAY['key'::text, 'none'::text]))),
+    CONSTRAINT switchover_percent_check CHECK (((percent >= (0)::numeric) AND (percent <= (100)::numeric))),
+    CONSTRAINT switchover_stage_check CHECK ((stage = ANY (ARRAY['rpc'::text, 'shadow'::text, 'ramp'::text, 'event'::text, 'done'::text])))
+);
+
+CREATE TABLE turnout.switchover_history (
+    id bigint NOT NULL,
+    source text NOT NULL,
+    switchover text NOT NULL,
+    epoch bigint NOT NULL,
+    from_stage text,
+    to_stage text NOT NULL,
+    percent numeric(5,2) DEFAULT 0 NOT NULL,
+    reason text NOT NULL,
+    forced boolean DEFAULT false NOT NULL,
+    actor text DEFAULT SESSION_USER NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT switchover_history_reason_check CHECK ((length(TRIM(BOTH FROM reason)) > 0))
+);
+
+ALTER TABLE turnout.switchover_history ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME turnout.switchover_history_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE turnout.topic (
+    name text NOT NULL,
+    partitions integer NOT NULL,
+    max_bytes integer DEFAULT 900000 NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT topic_max_bytes_check CHECK ((max_bytes > 0)),
+    CONSTRAINT topic_name_check CHECK ((name ~ '^[a-zA-Z0-9._-]{1,249}$'::text)),
+    CONSTRAINT topic_partitions_check CHECK (((partitions >= 1) AND (partitions <= 10000)))
+);
+
+ALTER TABLE ONLY turnout.alarm
+    ADD CONSTRAINT alarm_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY turnout.assignment
+    ADD CONSTRAINT assignment_pkey PRIMARY KEY (consumer, topic, partition);
+
+ALTER TABLE ONLY turnout.consumed_sequence
+    ADD CONSTRAINT consumed_sequence_pkey PRIMARY KEY (consumer, topic, partition, source);
+
+ALTER TABLE ONLY turnout.event_type
+    ADD CONSTRAINT event_type_pkey PRIMARY KEY (name, version);
+
+ALTER TABLE ONLY turnout.gate
+    ADD CONSTRAINT gate_pkey PRIMARY KEY (consumer, source, topic, key);
+
+ALTER TABLE ONLY turnout.held
+    ADD CONSTRAINT held_consumer_effect_key_key UNIQUE (consumer, effect_key);
+
+ALTER TABLE ONLY turnout.held
+    ADD CONSTRAINT held_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY turnout.inbox
+    ADD CONSTRAINT inbox_pkey PRIMARY KEY (consumer, effect_key, occurred_at);
+
+ALTER TABLE ONLY turnout.key_number
+    ADD CONSTRAINT key_number_pkey PRIMARY KEY (source, consumer, topic, key);
+
+ALTER TABLE ONLY turnout.migration
+    ADD CONSTRAINT migration_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY turnout."position"
+    ADD CONSTRAINT position_pkey PRIMARY KEY (consumer, topic, partition);
+
+ALTER TABLE ONLY turnout.relay_shard
+    ADD CONSTRAINT relay_shard_pkey PRIMARY KEY (shard);
+
+ALTER TABLE ONLY turnout.relay_tick
+    ADD CONSTRAINT relay_tick_pkey PRIMARY KEY (shard, tick);
+
+ALTER TABLE ONLY turnout.rpc_delivery
+    ADD CONSTRAINT rpc_delivery_pkey PRIMARY KEY (effect_key);
+
+ALTER TABLE ONLY turnout.rpc_open
+    ADD CONSTRAINT rpc_open_pkey PRIMARY KEY (source, switchover, stripe);
+
+ALTER TABLE ONLY turnout.source
+    ADD CONSTRAINT source_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY turnout.stamp
+    ADD CONSTRAINT stamp_pkey PRIMARY KEY (consumer, source, topic, key, generation, number);
+
+ALTER TABLE ONLY turnout.switchover_history
+    ADD CONSTRAINT switchover_history_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY turnout.switchover
+    ADD CONSTRAINT switchover_pkey PRIMARY KEY (source, name);
+
+ALTER TABLE ONLY turnout.topic
+    ADD CONSTRAINT topic_pkey PRIMARY KEY (name);
+
+CREATE INDEX held_number ON turnout.held USING btree (consumer, source, topic, key, number);
+
+CREATE INDEX outbox_xid ON ONLY turnout.outbox USING btree (xid);
+
+CREATE INDEX rpc_delivery_due ON turnout.rpc_delivery USING btree (due_at NULLS FIRST);
+
+CREATE INDEX rpc_delivery_key ON turnout.rpc_delivery USING btree (consumer, source, topic, key, number) WHERE (number IS NOT NULL);
+
+CREATE UNIQUE INDEX switchover_ordered ON turnout.switchover USING btree (source, consumer, topic) WHERE (ordering = 'key'::text);
+
+ALTER TABLE ONLY turnout.event_type
+    ADD CONSTRAINT event_type_topic_fkey FOREIGN KEY (topic) REFERENCES turnout.topic(name);
+
+ALTER TABLE ONLY turnout.rpc_delivery
+    ADD CONSTRAINT rpc_delivery_open FOREIGN KEY (source, switchover, stripe) REFERENCES turnout.rpc_open(source, switchover, stripe);
+
+ALTER TABLE ONLY turnout.rpc_open
+    ADD CONSTRAINT rpc_open_source_switchover_fkey FOREIGN KEY (source, switchover) REFERENCES turnout.switchover(source, name);
+
+ALTER TABLE ONLY turnout.switchover
+    ADD CONSTRAINT switchover_source_fkey FOREIGN KEY (source) REFERENCES turnout.source(name);
+
+ALTER TABLE ONLY turnout.switchover
+    ADD CONSTRAINT switchover_topic_fkey FOREIGN KEY (topic) REFERENCES turnout.topic(name);
