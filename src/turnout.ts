@@ -145,7 +145,11 @@ export function createTurnout<Tx>(options: TurnoutOptions<Tx>): Turnout<Tx> {
       ...(id === undefined ? {} : { id }),
       ...(headers === undefined ? {} : { headers: { ...headers } }),
     }));
-    const events = await publishEvents(database.within(tx), { source, switchovers: names, deliver: names.length > 0 }, requests);
+    const events = await publishEvents(
+      database.within(tx),
+      { source, switchovers: names, deliver: names.length > 0 },
+      requests,
+    );
     const all = events.map((event) => {
       const own = ownCalls(event, source, byName, queue);
       const published = publishedOf(event, own);
@@ -153,7 +157,7 @@ export function createTurnout<Tx>(options: TurnoutOptions<Tx>): Turnout<Tx> {
       return { published, own };
     });
     database.whenEnded(tx, {
-      committed: () => all.forEach(({ own }) => own.start()),
+      committed: () => all.forEach(({ own }) => void own.start()),
       rolledBack: () => all.forEach(({ own }) => own.discard()),
     });
     return all.map(({ published }) => published);
@@ -171,11 +175,18 @@ export function createTurnout<Tx>(options: TurnoutOptions<Tx>): Turnout<Tx> {
       const list = Array.isArray(published) ? (published as readonly Published[]) : [published as Published];
       const owns = list.map((each) => ownOf.get(each)).filter((own) => own !== undefined);
       // A call for an event that is not committed would be a call for nothing.
-      const committed = await owedAmong(database, owns.flatMap(({ effectKeys }) => effectKeys)).catch((error: unknown) => {
-        logger.warn('It could not be seen whether a transaction was committed; the sweeper makes its calls.', { error });
+      const committed = await owedAmong(
+        database,
+        owns.flatMap(({ effectKeys }) => effectKeys),
+      ).catch((error: unknown) => {
+        logger.warn('It could not be seen whether a transaction was committed; the sweeper makes its calls.', {
+          error,
+        });
         return new Set<string>();
       });
-      await Promise.all(owns.filter(({ effectKeys }) => effectKeys.some((key) => committed.has(key))).map((own) => own.start()));
+      await Promise.all(
+        owns.filter(({ effectKeys }) => effectKeys.some((key) => committed.has(key))).map((own) => own.start()),
+      );
     },
     close: () => queue.close(),
   };
@@ -191,7 +202,12 @@ interface Own {
   readonly answers: ReadonlyMap<string, Promise<Delivered>>;
 }
 
-function ownCalls(published: PublishedEvent, source: string, byName: ReadonlyMap<string, SwitchoverDefinition>, queue: CallQueue): Own {
+function ownCalls(
+  published: PublishedEvent,
+  source: string,
+  byName: ReadonlyMap<string, SwitchoverDefinition>,
+  queue: CallQueue,
+): Own {
   const { id, type, version, topic, key, time, data, headers } = published;
   const event: TurnoutEvent = { id, type, version, source, topic, key, time, data, headers };
   const calls = published.stamps
@@ -215,7 +231,10 @@ function ownCalls(published: PublishedEvent, source: string, byName: ReadonlyMap
       return started;
     },
     discard() {
-      const error = new TurnoutError('TURNOUT_TRANSACTION_ABORTED', `The transaction that published event ${id} was rolled back.`);
+      const error = new TurnoutError(
+        'TURNOUT_TRANSACTION_ABORTED',
+        `The transaction that published event ${id} was rolled back.`,
+      );
       for (const { answer } of calls) answer.reject(error);
     },
   };
@@ -231,19 +250,31 @@ function publishedOf({ id, seq, key, time, stamps, type }: PublishedEvent, own: 
     async reply(switchover, options = {}) {
       const stamp = stamps.find((each) => each.switchover === switchover.name);
       if (stamp === undefined) {
-        throw new TurnoutError('TURNOUT_SWITCHOVER_UNKNOWN', `Event ${id} (${type}) carries no route of switchover ${switchover.name}.`, {
-          details: { switchover: switchover.name, type },
-        });
+        throw new TurnoutError(
+          'TURNOUT_SWITCHOVER_UNKNOWN',
+          `Event ${id} (${type}) carries no route of switchover ${switchover.name}.`,
+          {
+            details: { switchover: switchover.name, type },
+          },
+        );
       }
       if (stamp.route === 'event') return { route: 'event' };
       const { timeoutMs = switchover.timeoutMs + 1_000 } = options;
       const enough = new AbortController();
       const delivered = await Promise.race([
         own.answers.get(switchover.name)!,
-        sleep(timeoutMs, enough.signal).then((): Delivered => ({ kind: 'pending', why: `no answer within ${timeoutMs} ms` })),
+        sleep(timeoutMs, enough.signal).then((): Delivered => ({
+          kind: 'pending',
+          why: `no answer within ${timeoutMs} ms`,
+        })),
       ]).finally(() => enough.abort());
       if (delivered.kind === 'pending') return { route: 'rpc', status: 'pending', why: delivered.why };
-      return { route: 'rpc', status: delivered.rejected ? 'rejected' : 'done', outcome: delivered.outcome, reply: delivered.answer };
+      return {
+        route: 'rpc',
+        status: delivered.rejected ? 'rejected' : 'done',
+        outcome: delivered.outcome,
+        reply: delivered.answer,
+      };
     },
   };
 }
@@ -276,19 +307,30 @@ function deferred<Value>(): Deferred<Value> {
 
 function checkOptions(source: string, switchovers: readonly SwitchoverDefinition[]): void {
   if (!isName(source)) {
-    throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `${JSON.stringify(source)} can't be the name of a source.`, { details: { path: 'source' } });
+    throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `${JSON.stringify(source)} can't be the name of a source.`, {
+      details: { path: 'source' },
+    });
   }
   for (const [index, switchover] of switchovers.entries()) {
     const others = switchovers.slice(0, index);
     const path = `switchovers.${index}`;
     if (others.some(({ name }) => name === switchover.name)) {
-      throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `Switchover ${switchover.name} is given twice.`, { details: { path } });
-    }
-    const clash = others.find(({ consumer, eventTypes }) => consumer === switchover.consumer && eventTypes.some((type) => switchover.eventTypes.includes(type)));
-    if (clash !== undefined) {
-      throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `Switchovers ${clash.name} and ${switchover.name} move consumer ${switchover.consumer} for the same event type.`, {
+      throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `Switchover ${switchover.name} is given twice.`, {
         details: { path },
       });
+    }
+    const clash = others.find(
+      ({ consumer, eventTypes }) =>
+        consumer === switchover.consumer && eventTypes.some((type) => switchover.eventTypes.includes(type)),
+    );
+    if (clash !== undefined) {
+      throw new TurnoutError(
+        'TURNOUT_DEFINITION_INVALID',
+        `Switchovers ${clash.name} and ${switchover.name} move consumer ${switchover.consumer} for the same event type.`,
+        {
+          details: { path },
+        },
+      );
     }
   }
 }

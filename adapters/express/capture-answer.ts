@@ -38,7 +38,9 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
     if (bytes > maxBytes) {
       chunks.length = 0;
       // It goes on writing, perhaps to the database too.
-      settle.reject(abandoning(new TurnoutError('TURNOUT_ANSWER_TOO_LARGE', `The answer has more than ${maxBytes} bytes.`)));
+      settle.reject(
+        abandoning(new TurnoutError('TURNOUT_ANSWER_TOO_LARGE', `The answer has more than ${maxBytes} bytes.`)),
+      );
     } else chunks.push(buffer);
   }
 
@@ -55,11 +57,15 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
   const end = (...args: unknown[]): ServerResponse => {
     const [chunk, second, third] = typeof args[0] === 'function' ? [undefined, args[0]] : args;
     if (ended) return response;
-    if (chunk !== undefined && chunk !== null) keep(chunk as Chunk, typeof second === 'string' ? (second as BufferEncoding) : undefined);
+    if (chunk !== undefined && chunk !== null)
+      keep(chunk as Chunk, typeof second === 'string' ? (second as BufferEncoding) : undefined);
     sent = true;
     ended = true;
     const headers = Object.fromEntries(
-      Object.entries(response.getHeaders()).map(([name, value]) => [name, typeof value === 'number' ? String(value) : (value ?? '')]),
+      Object.entries(response.getHeaders()).map(([name, value]) => [
+        name,
+        typeof value === 'number' ? String(value) : (value ?? ''),
+      ]),
     );
     settle.resolve({ status: response.statusCode, headers, body: Buffer.concat(chunks) });
     afterwards(second, third);
@@ -69,7 +75,8 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
     sent = true;
     response.statusCode = status;
     if (typeof rest[0] === 'string') response.statusMessage = rest[0];
-    for (const [name, value] of pairs(rest.findLast((each) => typeof each === 'object' && each !== null))) response.setHeader(name, value);
+    for (const [name, value] of pairs(rest.findLast((each) => typeof each === 'object' && each !== null)))
+      response.setHeader(name, value);
     return response;
   };
 
@@ -82,8 +89,11 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
     writableEnded: { get: () => ended },
   };
   // Middleware before this one (compression, for one) may have put methods of its own on the response; it gets them back.
-  const before = Object.keys(overridden).map((name) => [name, Object.getOwnPropertyDescriptor(response, name)] as const);
-  for (const [name, property] of Object.entries(overridden)) Object.defineProperty(response, name, { ...property, configurable: true });
+  const before = Object.keys(overridden).map(
+    (name) => [name, Object.getOwnPropertyDescriptor(response, name)] as const,
+  );
+  for (const [name, property] of Object.entries(overridden))
+    Object.defineProperty(response, name, { ...property, configurable: true });
 
   return {
     answer,
@@ -105,7 +115,8 @@ function afterwards(second: unknown, third: unknown, error?: Error): void {
 /** `writeHead` takes headers as an object, or as a flat list of names and values. */
 function pairs(headers: unknown): [string, string | string[]][] {
   if (headers === undefined) return [];
-  if (!Array.isArray(headers)) return Object.entries(headers as Record<string, string | string[]>).filter(([, value]) => value !== undefined);
+  if (!Array.isArray(headers))
+    return Object.entries(headers as Record<string, string | string[]>).filter(([, value]) => value !== undefined);
   const flat = headers.flat() as string[];
   return Array.from({ length: flat.length >> 1 }, (_, index) => [flat[2 * index]!, flat[2 * index + 1]!]);
 }
@@ -116,6 +127,16 @@ function pairs(headers: unknown): [string, string | string[]][] {
  */
 export function mute(response: ServerResponse): void {
   const silent = (): ServerResponse => response;
-  const inert = { write: () => true, end: silent, writeHead: silent, flushHeaders: () => undefined, setHeader: silent, setHeaders: silent, appendHeader: silent, removeHeader: () => undefined };
-  for (const [name, value] of Object.entries(inert)) Object.defineProperty(response, name, { value, configurable: true });
+  const inert = {
+    write: () => true,
+    end: silent,
+    writeHead: silent,
+    flushHeaders: () => undefined,
+    setHeader: silent,
+    setHeaders: silent,
+    appendHeader: silent,
+    removeHeader: () => undefined,
+  };
+  for (const [name, value] of Object.entries(inert))
+    Object.defineProperty(response, name, { value, configurable: true });
 }

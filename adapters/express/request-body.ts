@@ -6,9 +6,13 @@ import type { Request } from 'express';
  */
 export async function bodyOf(request: Request, maxBytes: number): Promise<unknown> {
   if (request.body !== undefined) return request.body as unknown;
-  if (request.readableEnded || request.complete && request.readableLength === 0) return '';
+  if (request.readableEnded || (request.complete && request.readableLength === 0)) return '';
   const bytes = await peek(request, maxBytes);
-  if (!/^application\/(?:[\w.+-]+\+)?json\b/i.test(request.headers['content-type'] ?? '') || request.headers['content-encoding'] !== undefined) return bytes;
+  if (
+    !/^application\/(?:[\w.+-]+\+)?json\b/i.test(request.headers['content-type'] ?? '') ||
+    request.headers['content-encoding'] !== undefined
+  )
+    return bytes;
   try {
     return JSON.parse(bytes.toString()) as unknown;
   } catch {

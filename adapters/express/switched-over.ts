@@ -48,7 +48,7 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
     }
     const { status, headers, body } = answer.kind === 'gate' ? answer : { ...answer.answer, headers: answer.headers };
     response.status(status);
-    for (const [name, value] of Object.entries(headers)) response.setHeader(name, value as string | string[]);
+    for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
     response.end(body);
     if (givenUp) mute(response);
   };
@@ -56,5 +56,10 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
 
 /** The handler may go on; what it then writes through a joined pool is refused. */
 function tooSlow({ consumer, handlerTimeoutMs }: Endpoint<Request>): TurnoutError {
-  return abandoning(new TurnoutError('TURNOUT_HANDLER_FAILED', `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`));
+  return abandoning(
+    new TurnoutError(
+      'TURNOUT_HANDLER_FAILED',
+      `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`,
+    ),
+  );
 }

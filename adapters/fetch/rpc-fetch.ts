@@ -32,7 +32,11 @@ export async function rpcFetch(call: RpcCall, url: string | URL, init: RpcFetchI
     redirect: 'manual',
   });
   const text = await response.text();
-  return { status: response.status, headers: Object.fromEntries(response.headers), body: parsed(text, response.headers) };
+  return {
+    status: response.status,
+    headers: Object.fromEntries(response.headers),
+    body: parsed(text, response.headers),
+  };
 }
 
 /** JSON if it says so and is; else the text. */

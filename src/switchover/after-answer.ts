@@ -25,9 +25,11 @@ export function afterAnswer(turn: Turn | undefined, answered: Answered): Next {
   if (answered.kind === 'failed') return { kind: 'pending', why: answered.why, needsSomeone: false };
   const { status, headers } = answered;
   const outcome = readOutcome(headers);
-  if (outcome !== undefined) return { kind: 'done', outcome, rejected: outcome === 'rejected' || (outcome === 'duplicate' && status >= 400) };
+  if (outcome !== undefined)
+    return { kind: 'done', outcome, rejected: outcome === 'rejected' || (outcome === 'duplicate' && status >= 400) };
   const error = headers['turnout-error']?.trim();
-  if (error === undefined) return { kind: 'pending', why: `status ${status} without the consumer's outcome`, needsSomeone: false };
+  if (error === undefined)
+    return { kind: 'pending', why: `status ${status} without the consumer's outcome`, needsSomeone: false };
   if (status === 409) return { kind: 'poll' };
   if (status === 425) {
     const after = missingAfter(turn, parseTurn(headers['turnout-last-number']));

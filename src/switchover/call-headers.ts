@@ -45,7 +45,8 @@ export function callHeaders(consumer: string, event: TurnoutEvent, turn: Turn | 
   };
   if (event.key !== null) headers['turnout-event-key'] = encodeURIComponent(event.key);
   if (turn !== undefined) headers['turnout-key-number'] = formatTurn(turn);
-  for (const name of ['traceparent', 'tracestate']) if (event.headers[name] !== undefined) headers[name] = event.headers[name];
+  for (const name of ['traceparent', 'tracestate'])
+    if (event.headers[name] !== undefined) headers[name] = event.headers[name];
   return headers;
 }
 
@@ -75,7 +76,10 @@ const time = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2}
  * Reads the headers of a call. Throws TURNOUT_CALL_HEADERS_MALFORMED with the name of the bad header,
  * TURNOUT_EFFECT_KEY_REUSED if the effect key is another event's.
  */
-export function readCallHeaders(headers: Readonly<Record<string, string | readonly string[] | undefined>>, now: Date = new Date()): CalledEffect {
+export function readCallHeaders(
+  headers: Readonly<Record<string, string | readonly string[] | undefined>>,
+  now: Date = new Date(),
+): CalledEffect {
   const one = (name: string): string => {
     const value = headers[name];
     if (typeof value !== 'string' || value.trim() === '' || value.length > 8_000) throw malformed(name, value);
@@ -88,9 +92,13 @@ export function readCallHeaders(headers: Readonly<Record<string, string | readon
   if (!uuid.test(eventId)) throw malformed('turnout-event-id', eventId);
   const effectKey = one('idempotency-key').replace(/^"(.*)"$/, '$1');
   if (effectKey !== effectKeyOf(consumer, eventId)) {
-    throw new TurnoutError('TURNOUT_EFFECT_KEY_REUSED', `The effect key ${JSON.stringify(effectKey)} is not that of event ${eventId} for ${consumer}.`, {
-      details: { effectKey, eventId, consumer },
-    });
+    throw new TurnoutError(
+      'TURNOUT_EFFECT_KEY_REUSED',
+      `The effect key ${JSON.stringify(effectKey)} is not that of event ${eventId} for ${consumer}.`,
+      {
+        details: { effectKey, eventId, consumer },
+      },
+    );
   }
   const timeText = one('turnout-event-time');
   const occurredAt = new Date(timeText);
@@ -99,7 +107,8 @@ export function readCallHeaders(headers: Readonly<Record<string, string | readon
   if (!time.test(timeText) || !(aheadMs < 24 * 60 * 60 * 1000)) throw malformed('turnout-event-time', timeText);
   const turnText = optional('turnout-key-number');
   const turn = parseTurn(turnText);
-  if (turnText !== undefined && (turn === undefined || turn.generation < 1 || turn.number < 1)) throw malformed('turnout-key-number', turnText);
+  if (turnText !== undefined && (turn === undefined || turn.generation < 1 || turn.number < 1))
+    throw malformed('turnout-key-number', turnText);
   const key = decodeKey(optional('turnout-event-key'));
   if (turn !== undefined && key === null) throw malformed('turnout-event-key', undefined);
   return {
@@ -128,5 +137,7 @@ function decodeKey(text: string | undefined): string | null {
 
 function malformed(name: string, value: unknown): TurnoutError {
   const shown = value === undefined ? 'is missing' : `is ${JSON.stringify(value).slice(0, 200)}`;
-  return new TurnoutError('TURNOUT_CALL_HEADERS_MALFORMED', `The header ${name} ${shown}.`, { details: { header: name } });
+  return new TurnoutError('TURNOUT_CALL_HEADERS_MALFORMED', `The header ${name} ${shown}.`, {
+    details: { header: name },
+  });
 }

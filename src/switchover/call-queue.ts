@@ -38,26 +38,29 @@ export function callQueue({ database, logger, retry, concurrency, maxWaiting }: 
   let closed = false;
 
   function startMore(): void {
-    for (let index = 0; index < waiting.length && inFlight.size < concurrency; ) {
+    for (let index = 0; index < waiting.length && inFlight.size < concurrency;) {
       const next = waiting[index]!;
       if (next.lane !== undefined && busyLanes.has(next.lane)) {
         index++;
         continue;
       }
       waiting.splice(index, 1);
-      if (performance.now() - next.since > next.owed.switchover.timeoutMs) next.resolve(leftToSweeper('it waited too long for its turn'));
+      if (performance.now() - next.since > next.owed.switchover.timeoutMs)
+        next.resolve(leftToSweeper('it waited too long for its turn'));
       else start(next);
     }
   }
 
   function start({ owed, lane, resolve }: Waiting): void {
     if (lane !== undefined) busyLanes.add(lane);
-    const call = deliverCall(owed, { database, logger, retry, patienceMs: owed.switchover.timeoutMs }).then((delivered) => {
-      if (lane !== undefined) busyLanes.delete(lane);
-      inFlight.delete(call);
-      resolve(delivered);
-      startMore();
-    });
+    const call = deliverCall(owed, { database, logger, retry, patienceMs: owed.switchover.timeoutMs }).then(
+      (delivered) => {
+        if (lane !== undefined) busyLanes.delete(lane);
+        inFlight.delete(call);
+        resolve(delivered);
+        startMore();
+      },
+    );
     inFlight.add(call);
   }
 

@@ -57,11 +57,26 @@ export function defineSwitchover(definition: {
   timeoutMs?: number;
 }): SwitchoverDefinition {
   const { name, consumer, order, rpc, timeoutMs = 10_000 } = definition;
-  if (!isName(name)) throw invalid(name, 'name', `${JSON.stringify(name)} is not a name: lower case letters, digits, dots, dashes, underscores.`);
-  if (!isName(consumer)) throw invalid(name, 'consumer', `Switchover ${name} has the consumer ${JSON.stringify(consumer)}, which is not a name.`);
-  if (order !== 'key' && order !== 'none') throw invalid(name, 'order', `Switchover ${name} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
+  if (!isName(name))
+    throw invalid(
+      name,
+      'name',
+      `${JSON.stringify(name)} is not a name: lower case letters, digits, dots, dashes, underscores.`,
+    );
+  if (!isName(consumer))
+    throw invalid(
+      name,
+      'consumer',
+      `Switchover ${name} has the consumer ${JSON.stringify(consumer)}, which is not a name.`,
+    );
+  if (order !== 'key' && order !== 'none')
+    throw invalid(name, 'order', `Switchover ${name} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
   if (!Number.isInteger(timeoutMs) || timeoutMs < 1 || timeoutMs > 600_000) {
-    throw invalid(name, 'timeoutMs', `Switchover ${name} has timeoutMs ${timeoutMs}; it is a whole number of milliseconds up to 600,000.`);
+    throw invalid(
+      name,
+      'timeoutMs',
+      `Switchover ${name} has timeoutMs ${timeoutMs}; it is a whole number of milliseconds up to 600,000.`,
+    );
   }
   const first = rpc[0]?.event;
   if (first === undefined) throw invalid(name, 'rpc', `Switchover ${name} has no calls.`);
@@ -73,7 +88,11 @@ export function defineSwitchover(definition: {
     seen.add(versioned);
     // Numbers are counted per (consumer, topic, key): events of two topics could overtake each other.
     if (event.topic.name !== first.topic.name) {
-      throw invalid(name, path, `Switchover ${name} has event types on the topics ${first.topic.name} and ${event.topic.name}.`);
+      throw invalid(
+        name,
+        path,
+        `Switchover ${name} has event types on the topics ${first.topic.name} and ${event.topic.name}.`,
+      );
     }
     if (order === 'key' && event.order !== 'key') {
       throw invalid(name, path, `Switchover ${name} is ordered by key, and ${event.name} is not.`);
@@ -91,7 +110,11 @@ export function defineSwitchover(definition: {
 }
 
 /** The call for an event: that of its own version if there is one, else that of its type. */
-export function callFor(definition: SwitchoverDefinition, type: string, version: number): Reaction<RpcCall, RpcAnswer> | undefined {
+export function callFor(
+  definition: SwitchoverDefinition,
+  type: string,
+  version: number,
+): Reaction<RpcCall, RpcAnswer> | undefined {
   const ofType = definition.rpc.filter(({ event }) => event.name === type);
   return ofType.find(({ event }) => event.version === version) ?? ofType[0];
 }

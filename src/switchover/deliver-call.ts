@@ -41,7 +41,11 @@ export interface DeliveryOptions {
 }
 
 /** Waits before a call that was not answered is due again. */
-export const defaultCallRetry: RetryPolicy = { attempts: Number.POSITIVE_INFINITY, firstDelayMs: 1_000, maxDelayMs: 60_000 };
+export const defaultCallRetry: RetryPolicy = {
+  attempts: Number.POSITIVE_INFINITY,
+  firstDelayMs: 1_000,
+  maxDelayMs: 60_000,
+};
 
 /** How often one delivery sends missing events before it leaves the rest to the next. */
 const maxResends = 3;
@@ -74,7 +78,11 @@ async function forget(database: Queryable, effectKey: string): Promise<void> {
   await database.query('delete from turnout.rpc_delivery where effect_key = $1', [effectKey]);
 }
 
-async function postpone(owed: OwedCall, result: PendingCall, { database, logger, retry, random = Math.random }: DeliveryOptions): Promise<void> {
+async function postpone(
+  owed: OwedCall,
+  result: PendingCall,
+  { database, logger, retry, random = Math.random }: DeliveryOptions,
+): Promise<void> {
   const effectKey = effectKeyOf(owed.switchover.consumer, owed.event.id);
   // A key that others are at comes free soon; a callee that is down does not.
   const delayMs = result.soon ? retry.firstDelayMs : retryDelayMs(retry, owed.attempt, random());
@@ -86,7 +94,13 @@ async function postpone(owed: OwedCall, result: PendingCall, { database, logger,
   );
   // No row: another process has had the answer in the meantime.
   if (rowCount === 0) return;
-  const fields = { switchover: owed.switchover.name, effectKey, attempt: owed.attempt, why: result.why, againInMs: delayMs };
+  const fields = {
+    switchover: owed.switchover.name,
+    effectKey,
+    attempt: owed.attempt,
+    why: result.why,
+    againInMs: delayMs,
+  };
   if (result.needsSomeone) logger.error('A call is refused and will be until somebody has looked.', fields);
   else if (!result.soon) logger.warn('A call is still owed.', fields);
 }
@@ -110,15 +124,27 @@ async function callUntilAnswered(owed: OwedCall, options: DeliveryOptions): Prom
     const next = afterAnswer(owed.turn, answered);
     switch (next.kind) {
       case 'done':
-        return { kind: 'done', outcome: next.outcome, rejected: next.rejected, answer: (answered as { answer: RpcAnswer }).answer };
+        return {
+          kind: 'done',
+          outcome: next.outcome,
+          rejected: next.rejected,
+          answer: (answered as { answer: RpcAnswer }).answer,
+        };
       case 'pending':
         return { kind: 'pending', why: next.why, needsSomeone: next.needsSomeone, soon: false };
       case 'poll':
-        if (performance.now() - began + pauseMs > patienceMs) return { kind: 'pending', why: 'being applied', needsSomeone: false, soon: true };
+        if (performance.now() - began + pauseMs > patienceMs)
+          return { kind: 'pending', why: 'being applied', needsSomeone: false, soon: true };
         await sleep(pauseMs);
         break;
       case 'resend': {
-        if (++resends > maxResends) return { kind: 'pending', why: 'events of the key are missing at the consumer', needsSomeone: false, soon: true };
+        if (++resends > maxResends)
+          return {
+            kind: 'pending',
+            why: 'events of the key are missing at the consumer',
+            needsSomeone: false,
+            soon: true,
+          };
         const failure = await sendMissing(owed, next.after, options);
         if (failure !== undefined) return failure;
         break;
@@ -131,7 +157,8 @@ async function callUntilAnswered(owed: OwedCall, options: DeliveryOptions): Prom
 async function callOnce(owed: OwedCall): Promise<Answered & { readonly answer?: RpcAnswer }> {
   const { switchover, event, turn, attempt } = owed;
   const reaction = callFor(switchover, event.type, event.version);
-  if (reaction === undefined) return { kind: 'failed', why: `switchover ${switchover.name} has no call for ${event.type}` };
+  if (reaction === undefined)
+    return { kind: 'failed', why: `switchover ${switchover.name} has no call for ${event.type}` };
   const { timeoutMs } = switchover;
   const abort = new AbortController();
   let timer: NodeJS.Timeout | undefined;
@@ -173,7 +200,8 @@ function lowerCase(headers: Readonly<Record<string, string>>): Record<string, st
 function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   // `fetch failed` alone tells nothing; its cause does.
-  const cause = error.cause instanceof Error ? ` (${error.cause.message || String((error.cause as { code?: unknown }).code)})` : '';
+  const cause =
+    error.cause instanceof Error ? ` (${error.cause.message || String((error.cause as { code?: unknown }).code)})` : '';
   return `${error.message}${cause}`;
 }
 
@@ -185,7 +213,7 @@ function reasonOf(error: unknown): string {
 async function sendMissing(owed: OwedCall, after: Turn, options: DeliveryOptions): Promise<CallResult | undefined> {
   const { database } = options;
   const until = owed.turn!.number;
-  for (let last = after.number; last + 1 < until; ) {
+  for (let last = after.number; last + 1 < until;) {
     const missing = await readMissing(owed, { generation: after.generation, number: last }, database);
     if (missing.length === 0) return gone(last + 1);
     for (const call of missing) {
@@ -194,7 +222,12 @@ async function sendMissing(owed: OwedCall, after: Turn, options: DeliveryOptions
       const next = afterAnswer(call.turn, answered);
       if (next.kind !== 'done') {
         const why = next.kind === 'pending' ? next.why : next.kind;
-        return { kind: 'pending', why: `number ${call.turn!.number} of the key before it: ${why}`, needsSomeone: false, soon: next.kind !== 'pending' };
+        return {
+          kind: 'pending',
+          why: `number ${call.turn!.number} of the key before it: ${why}`,
+          needsSomeone: false,
+          soon: next.kind !== 'pending',
+        };
       }
       await forget(database, effectKeyOf(owed.switchover.consumer, call.event.id));
       last = call.turn!.number;
@@ -204,7 +237,12 @@ async function sendMissing(owed: OwedCall, after: Turn, options: DeliveryOptions
 }
 
 function gone(number: number): CallResult {
-  return { kind: 'pending', why: `number ${number} of the key is missing at the consumer and no longer in the outbox`, needsSomeone: true, soon: false };
+  return {
+    kind: 'pending',
+    why: `number ${number} of the key is missing at the consumer and no longer in the outbox`,
+    needsSomeone: true,
+    soon: false,
+  };
 }
 
 async function readMissing(owed: OwedCall, after: Turn, database: Queryable): Promise<OwedCall[]> {

@@ -100,11 +100,14 @@ export interface Endpoint<Request = unknown> {
 export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<Tx, Request>): Endpoint<Request> {
   const { consumer, order, unkeyed = 'allow', logger = silentLogger } = options;
   if (!isName(consumer)) throw invalid('consumer', `${JSON.stringify(consumer)} can't be the name of a consumer.`);
-  if (order !== 'key' && order !== 'none') throw invalid('order', `The endpoint of ${consumer} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
+  if (order !== 'key' && order !== 'none')
+    throw invalid('order', `The endpoint of ${consumer} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
 
   async function answer(request: GateRequest<Request>, handler: () => Promise<HandlerAnswer>): Promise<GateAnswer> {
     if (!hasCallHeaders(request.headers)) {
-      return unkeyed === 'allow' ? { kind: 'pass' } : refusal(428, 'TURNOUT_CALL_UNKEYED', 'The call has no Turnout headers.');
+      return unkeyed === 'allow'
+        ? { kind: 'pass' }
+        : refusal(428, 'TURNOUT_CALL_UNKEYED', 'The call has no Turnout headers.');
     }
     if (!(await isAuthentic(options.authenticate, request.original))) {
       return refusal(401, 'TURNOUT_UNAUTHENTICATED', 'Turnout headers of an unknown caller.');
@@ -120,7 +123,11 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
     try {
       return await throughGate(options, arrival, handler, logger);
     } catch (error) {
-      logger.error('A call could not be applied; it was rolled back.', { consumer, effectKey: arrival.effectKey, error });
+      logger.error('A call could not be applied; it was rolled back.', {
+        consumer,
+        effectKey: arrival.effectKey,
+        error,
+      });
       const code = isTurnoutError(error) ? error.code : 'TURNOUT_HANDLER_FAILED';
       return refusal(503, code, 'The effect was rolled back.');
     }
@@ -154,7 +161,8 @@ async function throughGate<Tx, Request>(
 ): Promise<GateAnswer> {
   const { database, retentionMs = defaultRetentionMs, earlyWaitMs = 250, maxKeptBytes = 65_536 } = options;
   // What is older than the inbox gets no row there, unless it is the next one of its key.
-  if (arrival.turn !== undefined || Date.now() - arrival.occurredAt.getTime() < retentionMs) await ensureInboxPartition(database, arrival.occurredAt);
+  if (arrival.turn !== undefined || Date.now() - arrival.occurredAt.getTime() < retentionMs)
+    await ensureInboxPartition(database, arrival.occurredAt);
 
   let given: HandlerAnswer | undefined;
   const effect = async (): Promise<Effect> => {
@@ -177,7 +185,9 @@ async function throughGate<Tx, Request>(
   for (let pauseMs = 10; ; pauseMs *= 2) {
     let verdict: Verdict;
     try {
-      verdict = await database.transaction((tx) => apply(database.within(tx), arrival, effect, { retentionMs, savepoint: false }));
+      verdict = await database.transaction((tx) =>
+        apply(database.within(tx), arrival, effect, { retentionMs, savepoint: false }),
+      );
     } catch (error) {
       if (error instanceof WithoutOutcome) return { kind: 'handler', answer: error.answer, headers: {} };
       throw error;
@@ -193,7 +203,11 @@ async function throughGate<Tx, Request>(
 }
 
 /** Whoever applies a number sees to the events that waited for it; the caller need not wait for that. */
-function drainLater<Tx, Request>({ drain, consumer }: EndpointOptions<Tx, Request>, { source, topic, key, turn }: Arrival, logger: Logger): void {
+function drainLater<Tx, Request>(
+  { drain, consumer }: EndpointOptions<Tx, Request>,
+  { source, topic, key, turn }: Arrival,
+  logger: Logger,
+): void {
   if (drain === undefined || turn === undefined) return;
   drain({ consumer, source, topic, key: key! }).catch((error: unknown) => {
     logger.warn('Held events of a key could not be applied; the consumer’s process will.', { consumer, key, error });
@@ -203,14 +217,17 @@ function drainLater<Tx, Request>({ drain, consumer }: EndpointOptions<Tx, Reques
 function answerTo(verdict: Verdict, given: HandlerAnswer | undefined): GateAnswer {
   switch (verdict.kind) {
     case 'done':
-      if (!verdict.repeated && given !== undefined) return { kind: 'handler', answer: given, headers: { 'turnout-outcome': verdict.outcome } };
+      if (!verdict.repeated && given !== undefined)
+        return { kind: 'handler', answer: given, headers: { 'turnout-outcome': verdict.outcome } };
       return stored(verdict.answer as KeptAnswer | null, verdict.outcome, verdict.repeated);
     case 'early':
       return refusal(425, 'TURNOUT_EFFECT_EARLY', 'Events of the key before this one are missing.', {
         'turnout-last-number': formatTurn({ generation: verdict.generation, number: verdict.lastNumber }),
       });
     case 'running':
-      return refusal(409, 'TURNOUT_EFFECT_RUNNING', 'The effect, or another one of its key, is being applied.', { 'retry-after': '1' });
+      return refusal(409, 'TURNOUT_EFFECT_RUNNING', 'The effect, or another one of its key, is being applied.', {
+        'retry-after': '1',
+      });
     case 'reused':
       return refusal(422, 'TURNOUT_EFFECT_KEY_REUSED', `The effect key is known with another ${verdict.what}.`);
     case 'halted':
@@ -232,9 +249,15 @@ function stored(kept: KeptAnswer | null, outcome: Effect['outcome'], repeated: b
   // It came as an event, or was skipped: nobody answered. An object is what most callers can parse.
   if (kept === null) {
     const status = outcome === 'rejected' ? 422 : 200;
-    return { kind: 'gate', status, headers: { 'content-type': 'application/json', ...headers }, body: Buffer.from('{}') };
+    return {
+      kind: 'gate',
+      status,
+      headers: { 'content-type': 'application/json', ...headers },
+      body: Buffer.from('{}'),
+    };
   }
-  const body = kept.body === null ? Buffer.alloc(0) : Buffer.from(kept.body, kept.encoding === 'text' ? 'utf8' : 'base64');
+  const body =
+    kept.body === null ? Buffer.alloc(0) : Buffer.from(kept.body, kept.encoding === 'text' ? 'utf8' : 'base64');
   return { kind: 'gate', status: kept.status, headers: { ...kept.headers, ...headers }, body };
 }
 
@@ -267,7 +290,12 @@ function kept({ status, headers, body }: HandlerAnswer, maxKeptBytes: number): K
   const text = body.toString();
   // jsonb can't hold NUL.
   const isText = Buffer.from(text).equals(body) && !text.includes('\0');
-  return { status, headers: lasting, body: isText ? text : body.toString('base64'), encoding: isText ? 'text' : 'base64' };
+  return {
+    status,
+    headers: lasting,
+    body: isText ? text : body.toString('base64'),
+    encoding: isText ? 'text' : 'base64',
+  };
 }
 
 function refusal(status: number, code: ErrorCode, message: string, headers: Record<string, string> = {}): GateAnswer {
@@ -279,25 +307,42 @@ function refusal(status: number, code: ErrorCode, message: string, headers: Reco
   };
 }
 
-async function isAuthentic<Request>(authenticate: EndpointOptions<unknown, Request>['authenticate'], request: Request): Promise<boolean> {
+async function isAuthentic<Request>(
+  authenticate: EndpointOptions<unknown, Request>['authenticate'],
+  request: Request,
+): Promise<boolean> {
   try {
-    return authenticate === undefined || (await authenticate(request)) === true;
+    // Compared, since JavaScript may give anything; a truthy mistake must not open the gate.
+    const known: unknown = authenticate === undefined || (await authenticate(request));
+    return known === true;
   } catch {
     return false;
   }
 }
 
-function readArrival<Request>({ headers }: GateRequest<Request>, consumer: string, order: Ordering): Omit<Arrival, 'path' | 'requestHash'> {
+function readArrival<Request>(
+  { headers }: GateRequest<Request>,
+  consumer: string,
+  order: Ordering,
+): Omit<Arrival, 'path' | 'requestHash'> {
   const called = readCallHeaders(headers);
   if (called.consumer !== consumer) {
-    throw new TurnoutError('TURNOUT_CALL_HEADERS_MALFORMED', `The call is for ${called.consumer}; this is the endpoint of ${consumer}.`, {
-      details: { header: 'turnout-consumer' },
-    });
+    throw new TurnoutError(
+      'TURNOUT_CALL_HEADERS_MALFORMED',
+      `The call is for ${called.consumer}; this is the endpoint of ${consumer}.`,
+      {
+        details: { header: 'turnout-consumer' },
+      },
+    );
   }
   if ((called.turn === undefined) !== (order === 'none')) {
-    throw new TurnoutError('TURNOUT_CALL_HEADERS_MALFORMED', `The endpoint of ${consumer} has order '${order}', and the call ${called.turn === undefined ? 'has no' : 'has a'} key number.`, {
-      details: { header: 'turnout-key-number' },
-    });
+    throw new TurnoutError(
+      'TURNOUT_CALL_HEADERS_MALFORMED',
+      `The endpoint of ${consumer} has order '${order}', and the call ${called.turn === undefined ? 'has no' : 'has a'} key number.`,
+      {
+        details: { header: 'turnout-key-number' },
+      },
+    );
   }
   return called;
 }

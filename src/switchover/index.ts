@@ -10,7 +10,14 @@ export { defaultCallRetry, deliverCall } from './deliver-call.ts';
 export type { Delivered, DeliveryOptions, OwedCall } from './deliver-call.ts';
 export { availableStages, isPromotion, isStage, rampBucket, routeFor, stages, transitions } from './stage.ts';
 export type { Routing, Stage } from './stage.ts';
-export { createdXidFinished, recordSince, registerSwitchover, setStage, switchoverHistory, switchoverStatus } from './stage-store.ts';
+export {
+  createdXidFinished,
+  recordSince,
+  registerSwitchover,
+  setStage,
+  switchoverHistory,
+  switchoverStatus,
+} from './stage-store.ts';
 export type { Since, StageChange, SwitchoverStatus } from './stage-store.ts';
 export { rpcSweeper } from './sweeper.ts';
 export type { RpcSweeper, RpcSweeperCounters, RpcSweeperOptions } from './sweeper.ts';

@@ -45,7 +45,11 @@ export type Since = Readonly<Record<string, readonly bigint[]>>;
 
 /** Records where the consumer started; the first record stands. */
 export async function recordSince(database: Queryable, source: string, name: string, since: Since): Promise<void> {
-  await rowsOf(database, 'select turnout.record_since($1, $2, $3::jsonb)', [source, name, JSON.stringify(since, (_, offset: unknown) => (typeof offset === 'bigint' ? offset.toString() : offset))]);
+  await rowsOf(database, 'select turnout.record_since($1, $2, $3::jsonb)', [
+    source,
+    name,
+    JSON.stringify(since, (_, offset: unknown) => (typeof offset === 'bigint' ? offset.toString() : offset)),
+  ]);
 }
 
 /**
@@ -62,16 +66,17 @@ export async function setStage(
   name: string,
   // Any text: what it may be is decided in SQL, for all languages.
   stage: Stage | (string & {}),
-  { reason, percent = 0, force = false }: { readonly reason: string; readonly percent?: number; readonly force?: boolean },
-): Promise<number> {
-  const [row] = await rowsOf<{ epoch: string }>(database, 'select turnout.set_stage($1, $2, $3, $4, $5::numeric, $6)::text as epoch', [
-    source,
-    name,
-    stage,
+  {
     reason,
-    String(percent),
-    force,
-  ]);
+    percent = 0,
+    force = false,
+  }: { readonly reason: string; readonly percent?: number; readonly force?: boolean },
+): Promise<number> {
+  const [row] = await rowsOf<{ epoch: string }>(
+    database,
+    'select turnout.set_stage($1, $2, $3, $4, $5::numeric, $6)::text as epoch',
+    [source, name, stage, reason, String(percent), force],
+  );
   return Number(row!.epoch);
 }
 
@@ -117,7 +122,11 @@ interface StatusRow {
 }
 
 /** The switchovers of a source, or the one named. Throws TURNOUT_SWITCHOVER_UNKNOWN if the one named does not exist. */
-export async function switchoverStatus(database: Queryable, source: string, name?: string): Promise<SwitchoverStatus[]> {
+export async function switchoverStatus(
+  database: Queryable,
+  source: string,
+  name?: string,
+): Promise<SwitchoverStatus[]> {
   const rows = await rowsOf<StatusRow>(
     database,
     `select s.name, s.consumer, s.topic, to_jsonb(s.event_types) as event_types, s.ordering, s.stage, s.percent::text as percent,

@@ -80,6 +80,7 @@ async function sweepOne<Tx>(
   const inFlight = new Set<Promise<void>>();
   let calleeFails = false;
   let databaseFailures = 0;
+  let adoptedAt = Number.NEGATIVE_INFINITY;
 
   function count(delivered: Delivered): void {
     calleeFails = delivered.kind === 'pending';
@@ -92,23 +93,27 @@ async function sweepOne<Tx>(
 
   function begin(claim: Claim): void {
     const { event, turn, attempt } = claim;
-    const call = deliverCall({ switchover, event, turn, attempt }, { database, logger, retry, patienceMs: 0 }).then((delivered) => {
-      inFlight.delete(call);
-      count(delivered);
-    });
+    const call = deliverCall({ switchover, event, turn, attempt }, { database, logger, retry, patienceMs: 0 }).then(
+      (delivered) => {
+        inFlight.delete(call);
+        count(delivered);
+      },
+    );
     inFlight.add(call);
   }
 
   while (!signal.aborted) {
     try {
-      await adopt(database, source, switchover);
+      if (performance.now() - adoptedAt >= pollMs) {
+        await adopt(database, source, switchover);
+        adoptedAt = performance.now();
+      }
       const free = calleeFails ? Math.max(0, 1 - inFlight.size) : concurrency - inFlight.size;
       const claims = free === 0 ? [] : await claimDue(database, source, switchover, free, logger);
       databaseFailures = 0;
       claims.forEach(begin);
-      if (inFlight.size === 0) await sleep(pollMs, signal);
       // With work in hand, look again as soon as a call is over; and in between, for what has become due.
-      else await Promise.race([...inFlight, sleep(pollMs, signal)]);
+      await firstOf(inFlight, pollMs, signal);
       // One that fails at once must not be followed by the next at once.
       if (calleeFails && inFlight.size === 0) await sleep(Math.min(pollMs, 1_000), signal);
     } catch (error) {
@@ -118,6 +123,13 @@ async function sweepOne<Tx>(
     }
   }
   await Promise.all(inFlight);
+}
+
+/** Resolves when one of the calls is over, or after `ms`. */
+async function firstOf(calls: ReadonlySet<Promise<void>>, ms: number, signal: AbortSignal): Promise<void> {
+  const enough = new AbortController();
+  await Promise.race([...calls, sleep(ms, AbortSignal.any([signal, enough.signal]))]);
+  enough.abort();
 }
 
 /** Gives the rows that a process promised to deliver a time from which they count as left behind. By the database's clock alone. */
@@ -180,7 +192,10 @@ async function claimDue<Tx>(
   const claims: Claim[] = [];
   for (const row of rows) {
     if (!row.found) {
-      logger.error('A call is owed for an event that is no longer in the outbox.', { switchover: switchover.name, effectKey: row.effect_key });
+      logger.error('A call is owed for an event that is no longer in the outbox.', {
+        switchover: switchover.name,
+        effectKey: row.effect_key,
+      });
       continue;
     }
     const turn = row.number === null ? undefined : { generation: row.generation!, number: Number(row.number) };

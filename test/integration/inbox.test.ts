@@ -59,7 +59,9 @@ function arrival(more: Partial<Arrival> = {}): Arrival {
 /** Events 1 … count of one key. */
 function series(count: number, more: Partial<Arrival> = {}): Arrival[] {
   const key = newKey();
-  return Array.from({ length: count }, (_, index) => arrival({ key, turn: { generation: 1, number: index + 1 }, ...more }));
+  return Array.from({ length: count }, (_, index) =>
+    arrival({ key, turn: { generation: 1, number: index + 1 }, ...more }),
+  );
 }
 
 async function transaction<Result>(work: (client: PoolClient) => Promise<Result>): Promise<Result> {
@@ -88,24 +90,42 @@ function applyOnce(what: Arrival, effect: Effect = { outcome: 'applied' }): Prom
 }
 
 async function effectsOf(arrivals: readonly Arrival[]): Promise<string[]> {
-  const { rows } = await pool.query<{ name: string }>('select name from effects where name = any ($1) order by effects.id', [
-    arrivals.map(({ eventId }) => eventId),
-  ]);
+  const { rows } = await pool.query<{ name: string }>(
+    'select name from effects where name = any ($1) order by effects.id',
+    [arrivals.map(({ eventId }) => eventId)],
+  );
   return rows.map(({ name }) => name);
 }
 
 const ids = (arrivals: readonly Arrival[]): string[] => arrivals.map(({ eventId }) => eventId);
 const lastNumber = async (key: string | null): Promise<number> =>
-  Number((await pool.query<{ n: string }>('select last_number::text as n from turnout.gate where key = $1', [key])).rows[0]?.n ?? 0);
-const message = (of: Arrival) => ({ topic: 'orders', partition: 0, offset: 5n, key: of.key, value: Buffer.from('{"a":1}'), headers: { ce_id: of.eventId } });
+  Number(
+    (await pool.query<{ n: string }>('select last_number::text as n from turnout.gate where key = $1', [key])).rows[0]
+      ?.n ?? 0,
+  );
+const message = (of: Arrival) => ({
+  topic: 'orders',
+  partition: 0,
+  offset: 5n,
+  key: of.key,
+  value: Buffer.from('{"a":1}'),
+  headers: { ce_id: of.eventId },
+});
 const alarmsOf = async (effectKey: string): Promise<string[]> =>
-  (await pool.query<{ kind: string }>(`select kind from turnout.alarm where detail ->> 'effectKey' = $1`, [effectKey])).rows.map(({ kind }) => kind);
+  (
+    await pool.query<{ kind: string }>(`select kind from turnout.alarm where detail ->> 'effectKey' = $1`, [effectKey])
+  ).rows.map(({ kind }) => kind);
 
 describe('one apply', () => {
   test('applies once and gives the stored answer to a repeat, over either path', async () => {
     const one = arrival();
     const answer = { status: 201, body: '{"b":1,"a":2}' };
-    expect(await applyOnce(one, { outcome: 'applied', answer })).toEqual({ kind: 'done', outcome: 'applied', answer, repeated: false });
+    expect(await applyOnce(one, { outcome: 'applied', answer })).toEqual({
+      kind: 'done',
+      outcome: 'applied',
+      answer,
+      repeated: false,
+    });
     expect(await applyOnce(one)).toEqual({ kind: 'done', outcome: 'applied', answer, repeated: true });
     expect(await applyOnce({ ...one, path: 'rpc', requestHash: 'x' })).toMatchObject({ repeated: true });
     expect(await effectsOf([one])).toHaveLength(1);
@@ -115,7 +135,9 @@ describe('one apply', () => {
     const one = arrival({ occurredAt: new Date('2026-11-20T10:00:00.123Z') });
     await ensureInboxPartition(poolDatabase(), one.occurredAt);
     await applyOnce(one);
-    expect(await applyOnce({ ...one, occurredAt: new Date('2026-11-20T10:00:00.000Z') })).toMatchObject({ repeated: true });
+    expect(await applyOnce({ ...one, occurredAt: new Date('2026-11-20T10:00:00.000Z') })).toMatchObject({
+      repeated: true,
+    });
   });
 
   test('refuses an effect key with another event or another body', async () => {
@@ -128,9 +150,16 @@ describe('one apply', () => {
 
   test('takes back what a refusing handler wrote, and consumes its number', async () => {
     const [one, two] = series(2) as [Arrival, Arrival];
-    expect(await applyOnce(one, { outcome: 'rejected', answer: { status: 422 } })).toMatchObject({ outcome: 'rejected' });
+    expect(await applyOnce(one, { outcome: 'rejected', answer: { status: 422 } })).toMatchObject({
+      outcome: 'rejected',
+    });
     expect(await effectsOf([one])).toEqual([]);
-    expect(await applyOnce(one)).toEqual({ kind: 'done', outcome: 'rejected', answer: { status: 422 }, repeated: true });
+    expect(await applyOnce(one)).toEqual({
+      kind: 'done',
+      outcome: 'rejected',
+      answer: { status: 422 },
+      repeated: true,
+    });
     expect(await applyOnce(two)).toMatchObject({ outcome: 'applied' });
     expect(await lastNumber(one.key)).toBe(2);
   });
@@ -208,7 +237,10 @@ describe('key numbers', () => {
     const place = { consumer: 'email', source: 'orders', topic: 'orders', key: one.key! };
     expect(await nextHeld(pool, place)).toBeUndefined();
     await applyOnce({ ...one, path: 'rpc' });
-    expect(await nextHeld(pool, place)).toMatchObject({ effectKey: two.effectKey, message: { value: Buffer.from([0, 255]), offset: 5n } });
+    expect(await nextHeld(pool, place)).toMatchObject({
+      effectKey: two.effectKey,
+      message: { value: Buffer.from([0, 255]), offset: 5n },
+    });
   });
 
   test('an unknown effect at or below the last number halts its key and no other', async () => {
@@ -231,7 +263,11 @@ describe('key numbers', () => {
   test('an unknown effect below the last number, older than the inbox, is a duplicate', async () => {
     const [one] = series(1) as [Arrival];
     await applyOnce(one);
-    const old = arrival({ key: one.key, turn: { generation: 1, number: 1 }, occurredAt: new Date(Date.now() - 31 * day) });
+    const old = arrival({
+      key: one.key,
+      turn: { generation: 1, number: 1 },
+      occurredAt: new Date(Date.now() - 31 * day),
+    });
     expect(await applyOnce(old)).toMatchObject({ kind: 'done', repeated: true });
     expect(await effectsOf([old])).toEqual([]);
   });
@@ -241,9 +277,15 @@ describe('key numbers', () => {
     await applyOnce(one);
     await applyOnce(two);
     const anew = arrival({ key: one.key, turn: { generation: 2, number: 1 } });
-    expect(await applyOnce({ ...anew, turn: { generation: 2, number: 2 } })).toMatchObject({ kind: 'early', generation: 2, lastNumber: 0 });
+    expect(await applyOnce({ ...anew, turn: { generation: 2, number: 2 } })).toMatchObject({
+      kind: 'early',
+      generation: 2,
+      lastNumber: 0,
+    });
     expect(await applyOnce(anew)).toMatchObject({ outcome: 'applied' });
-    expect(await applyOnce(arrival({ key: one.key, turn: { generation: 1, number: 3 } }))).toMatchObject({ kind: 'halted' });
+    expect(await applyOnce(arrival({ key: one.key, turn: { generation: 1, number: 3 } }))).toMatchObject({
+      kind: 'halted',
+    });
   });
 
   test('the gate itself refuses any step but the next', async () => {
@@ -276,11 +318,20 @@ describe('two connections', () => {
     await Promise.race([entered, running]);
     return {
       commit: () => (end({ outcome: 'applied' }), running),
-      fail: () => (end(new Error('failed')), running.then(() => undefined, () => undefined)),
+      fail: () => (
+        end(new Error('failed')),
+        running.then(
+          () => undefined,
+          () => undefined,
+        )
+      ),
     };
   }
   const waitUntilBlocked = () =>
-    waitFor(async () => (await pool.query(`select from pg_locks where locktype = 'advisory' and not granted`)).rowCount, { what: 'a waiting lock' });
+    waitFor(
+      async () => (await pool.query(`select from pg_locks where locktype = 'advisory' and not granted`)).rowCount,
+      { what: 'a waiting lock' },
+    );
 
   test('the same effect by both paths: the event waits for the call, and is a repeat', async () => {
     for (const one of [arrival(), ...series(1)]) {
@@ -364,8 +415,15 @@ describe('detached', () => {
     expect(await transaction((client) => intend(client, one))).toEqual({ kind: 'go', attempt: 1 });
     expect(await transaction((client) => intend(client, one))).toEqual({ kind: 'running' });
     expect(await transaction((client) => intend(client, two))).toMatchObject({ kind: 'early', lastNumber: 0 });
-    expect(await transaction((client) => settle(client, one, { outcome: 'applied', answer: 7 }, 1))).toMatchObject({ repeated: false });
-    expect(await transaction((client) => intend(client, one))).toEqual({ kind: 'done', outcome: 'applied', answer: 7, repeated: true });
+    expect(await transaction((client) => settle(client, one, { outcome: 'applied', answer: 7 }, 1))).toMatchObject({
+      repeated: false,
+    });
+    expect(await transaction((client) => intend(client, one))).toEqual({
+      kind: 'done',
+      outcome: 'applied',
+      answer: 7,
+      repeated: true,
+    });
     expect(await transaction((client) => intend(client, two))).toEqual({ kind: 'go', attempt: 1 });
   });
 
@@ -374,7 +432,10 @@ describe('detached', () => {
     await transaction((client) => intend(client, one));
     expect(await transaction((client) => intend(client, one, { leaseMs: -1 }))).toEqual({ kind: 'go', attempt: 2 });
     await transaction((client) => settle(client, one, { outcome: 'applied' }, 2));
-    expect(await transaction((client) => settle(client, one, { outcome: 'dead' }, 1))).toMatchObject({ outcome: 'applied', repeated: true });
+    expect(await transaction((client) => settle(client, one, { outcome: 'dead' }, 1))).toMatchObject({
+      outcome: 'applied',
+      repeated: true,
+    });
   });
 });
 
@@ -386,5 +447,7 @@ test('partitions of the inbox are made for the time of an event, once', async ()
   const at = new Date('2031-05-04T12:00:00Z');
   const target = poolDatabase();
   await Promise.all([ensureInboxPartition(target, at), ensureInboxPartition(target, at)]);
-  expect((await pool.query(`select to_regclass('turnout.inbox_20310428') as there`)).rows[0]).toEqual({ there: 'turnout.inbox_20310428' });
+  expect((await pool.query(`select to_regclass('turnout.inbox_20310428') as there`)).rows[0]).toEqual({
+    there: 'turnout.inbox_20310428',
+  });
 });

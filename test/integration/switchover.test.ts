@@ -1,5 +1,13 @@
 import { afterEach, describe, expect, test } from 'vitest';
-import { isTurnoutError, occurrence, registerSwitchover, rpcSweeper, setStage, switchoverHistory, switchoverStatus } from 'turnout';
+import {
+  isTurnoutError,
+  occurrence,
+  registerSwitchover,
+  rpcSweeper,
+  setStage,
+  switchoverHistory,
+  switchoverStatus,
+} from 'turnout';
 import type { RpcSweeper, SwitchoverDefinition } from 'turnout';
 import { createdXidFinished } from '../../src/switchover/index.ts';
 import { waitFor } from '../support/index.ts';
@@ -17,12 +25,16 @@ async function world(options: SwitchoverOptions = {}) {
   const email = emailSwitchover(() => to.url, options);
   await from.register(email);
   const turnout = from.turnout([email], { retry: { attempts: 1, firstDelayMs: 20, maxDelayMs: 100 } });
-  closers.push(to.close, turnout.close);
+  closers.push(to.close, () => turnout.close());
   return { from, to, email, turnout };
 }
 type World = Awaited<ReturnType<typeof world>>;
 
-async function sweeping({ from }: World, switchovers: readonly SwitchoverDefinition[], more: { concurrency?: number } = {}): Promise<RpcSweeper> {
+async function sweeping(
+  { from }: World,
+  switchovers: readonly SwitchoverDefinition[],
+  more: { concurrency?: number } = {},
+): Promise<RpcSweeper> {
   const sweeper = rpcSweeper({
     source: 'orders',
     database: from.database,
@@ -36,20 +48,28 @@ async function sweeping({ from }: World, switchovers: readonly SwitchoverDefinit
   return sweeper;
 }
 
-const place = ({ turnout }: World, orderId: string, step = 1, event: typeof OrderPlaced | typeof OrderChanged = OrderPlaced) =>
+const place = (
+  { turnout }: World,
+  orderId: string,
+  step = 1,
+  event: typeof OrderPlaced | typeof OrderChanged = OrderPlaced,
+) =>
   turnout.transaction(async (tx) => {
     await tx.query('insert into business values ($1, $2)', [orderId, step]);
     const [published] = await turnout.publishAll(tx, [{ event, data: { orderId, step } }]);
     return published!;
   });
 
-const nothingOwed = ({ from }: World) => waitFor(async () => (await from.owed()).length === 0, { what: 'no call to be owed' });
+const nothingOwed = ({ from }: World) =>
+  waitFor(async () => (await from.owed()).length === 0, { what: 'no call to be owed' });
 
 describe('the rpc route', () => {
   test('calls right after the commit, and gives the answer', async () => {
     const w = await world();
     const published = await place(w, 'order-1');
-    expect(published.stamps).toMatchObject([{ switchover: 'order-email', consumer: 'email', route: 'rpc', epoch: 1, turn: undefined }]);
+    expect(published.stamps).toMatchObject([
+      { switchover: 'order-email', consumer: 'email', route: 'rpc', epoch: 1, turn: undefined },
+    ]);
     expect(await published.reply(w.email)).toMatchObject({
       route: 'rpc',
       status: 'done',
@@ -57,7 +77,9 @@ describe('the rpc route', () => {
       reply: { status: 201, body: { sent: 'order-1', step: 1 } },
     });
     expect(await w.to.effects()).toEqual([1]);
-    expect(await w.to.inbox()).toMatchObject([{ effect_key: `email.${published.id}`, outcome: 'applied', path: 'rpc' }]);
+    expect(await w.to.inbox()).toMatchObject([
+      { effect_key: `email.${published.id}`, outcome: 'applied', path: 'rpc' },
+    ]);
     await nothingOwed(w);
   });
 
@@ -71,13 +93,16 @@ describe('the rpc route', () => {
   test('a refusal of the old endpoint is the answer, keeps nothing, and is final', async () => {
     const w = await world();
     w.to.behaviour.handler = (request, response, next) => {
-      w.to.legacyPool.query('insert into effects (order_id, step) values ($1, 1)', [(request.body as { orderId: string }).orderId]).then(
-        () => response.status(404).json({ error: 'no such customer' }),
-        next,
-      );
+      w.to.legacyPool
+        .query('insert into effects (order_id, step) values ($1, 1)', [(request.body as { orderId: string }).orderId])
+        .then(() => response.status(404).json({ error: 'no such customer' }), next);
     };
     const published = await place(w, 'order-1');
-    expect(await published.reply(w.email)).toMatchObject({ status: 'rejected', outcome: 'rejected', reply: { status: 404, body: { error: 'no such customer' } } });
+    expect(await published.reply(w.email)).toMatchObject({
+      status: 'rejected',
+      outcome: 'rejected',
+      reply: { status: 404, body: { error: 'no such customer' } },
+    });
     expect(await w.to.effects()).toEqual([]);
     await nothingOwed(w);
   });
@@ -87,7 +112,9 @@ describe('the rpc route', () => {
     const failing = w.turnout.transaction(async (tx) => {
       const published = await w.turnout.publish(tx, OrderPlaced, { orderId: 'order-1', step: 1 });
       closers.push(async () => {
-        await expect(published.reply(w.email)).rejects.toSatisfy((error) => isTurnoutError(error, 'TURNOUT_TRANSACTION_ABORTED'));
+        await expect(published.reply(w.email)).rejects.toSatisfy((error) =>
+          isTurnoutError(error, 'TURNOUT_TRANSACTION_ABORTED'),
+        );
       });
       throw new Error('no');
     });
@@ -110,7 +137,7 @@ describe('the rpc route', () => {
       expect(await w.to.effects()).toEqual([]);
       await client.query('commit');
       await w.turnout.deliver(published);
-      expect((await w.to.effects()).toSorted()).toEqual([1, 2]);
+      expect((await w.to.effects()).toSorted((a, b) => a - b)).toEqual([1, 2]);
       expect(await published[1]!.reply(w.email)).toMatchObject({ status: 'done', reply: { body: { step: 2 } } });
       await w.turnout.deliver(published);
       expect(w.to.seen).toHaveLength(2);
@@ -122,8 +149,12 @@ describe('the rpc route', () => {
   test('an event that carries no route of a switchover has no reply', async () => {
     const w = await world();
     const undeclared = w.from.turnout([]);
-    const published = await undeclared.transaction((tx) => undeclared.publish(tx, OrderPlaced, { orderId: 'order-1', step: 1 }));
-    await expect(published.reply(w.email)).rejects.toSatisfy((error) => isTurnoutError(error, 'TURNOUT_SWITCHOVER_UNKNOWN'));
+    const published = await undeclared.transaction((tx) =>
+      undeclared.publish(tx, OrderPlaced, { orderId: 'order-1', step: 1 }),
+    );
+    await expect(published.reply(w.email)).rejects.toSatisfy((error) =>
+      isTurnoutError(error, 'TURNOUT_SWITCHOVER_UNKNOWN'),
+    );
     expect(await w.from.owed()).toEqual([]);
   });
 
@@ -149,7 +180,10 @@ describe('what stays owed', () => {
     const w = await world();
     await w.to.close();
     const published = await place(w, 'order-1');
-    expect(await published.reply(w.email)).toMatchObject({ status: 'pending', why: expect.stringContaining('ECONNREFUSED') });
+    expect(await published.reply(w.email)).toMatchObject({
+      status: 'pending',
+      why: expect.stringContaining('ECONNREFUSED'),
+    });
     expect((await w.from.pool.query('select from business')).rowCount).toBe(1);
     const sweeper = await sweeping(w, [w.email]);
     await waitFor(() => sweeper.counters().failed > 0);
@@ -164,9 +198,9 @@ describe('what stays owed', () => {
     let lose = true;
     w.to.behaviour.before = (request, response, next) => {
       if (lose) {
-        const { end } = response;
+        const end = response.end.bind(response) as (...args: unknown[]) => unknown;
         // The commit is done, and the answer never arrives.
-        response.end = ((...args: unknown[]) => (request.socket.destroy(), Reflect.apply(end, response, args))) as typeof response.end;
+        response.end = ((...args: unknown[]) => (request.socket.destroy(), end(...args))) as typeof response.end;
       }
       lose = false;
       next();
@@ -184,9 +218,13 @@ describe('what stays owed', () => {
     const w = await world();
     let foreign = true;
     // A proxy in front of the endpoint.
-    w.to.behaviour.before = (_request, response, next) => (foreign ? void response.status(status).set('location', '/login').send('proxy') : next());
+    w.to.behaviour.before = (_request, response, next) =>
+      foreign ? void response.status(status).set('location', '/login').send('proxy') : next();
     const published = await place(w, 'order-1');
-    expect(await published.reply(w.email)).toMatchObject({ status: 'pending', why: `status ${status} without the consumer's outcome` });
+    expect(await published.reply(w.email)).toMatchObject({
+      status: 'pending',
+      why: `status ${status} without the consumer's outcome`,
+    });
     expect(await w.from.owed()).toHaveLength(1);
     foreign = false;
     await sweeping(w, [w.email]);
@@ -221,7 +259,7 @@ describe('what stays owed', () => {
     const sweepers = await Promise.all([sweeping(w, [w.email]), sweeping(w, [w.email])]);
     await nothingOwed(w);
     expect(await w.to.effects()).toEqual([1]);
-    expect(sweepers.map((each) => each.counters().redriven).toSorted()).toEqual([0, 1]);
+    expect(sweepers.reduce((sum, each) => sum + each.counters().redriven, 0)).toBe(1);
   });
 
   test('rows of a switchover that it does not know are left alone', async () => {
@@ -263,9 +301,12 @@ describe('key numbers over calls', () => {
   test('calls of one key are made in order, one after the other', async () => {
     const w = await world({ order: 'key' });
     const published = [];
-    for (let step = 1; step <= 8; step++) published.push(await place(w, 'order-1', step, step === 1 ? OrderPlaced : OrderChanged));
+    for (let step = 1; step <= 8; step++)
+      published.push(await place(w, 'order-1', step, step === 1 ? OrderPlaced : OrderChanged));
     const replies = await Promise.all(published.map((each) => each.reply(w.email)));
-    expect(replies.map((reply) => reply.route === 'rpc' && reply.status)).toEqual(Array.from({ length: 8 }, () => 'done'));
+    expect(replies.map((reply) => reply.route === 'rpc' && reply.status)).toEqual(
+      Array.from({ length: 8 }, () => 'done'),
+    );
     expect(await w.to.effects()).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
     expect(w.to.seen).toHaveLength(8);
     await nothingOwed(w);
@@ -300,7 +341,10 @@ describe('key numbers over calls', () => {
     );
     await Promise.all([sweeping(w, [w.email]), sweeping(w, [w.email])]);
     await nothingOwed(w);
-    for (const rest of [0, 1, 2]) expect(await w.to.effects(`order-${rest}`)).toEqual(Array.from({ length: 30 }, (_, i) => i + 1).filter((n) => n % 3 === rest));
+    for (const rest of [0, 1, 2])
+      expect(await w.to.effects(`order-${rest}`)).toEqual(
+        Array.from({ length: 30 }, (_, i) => i + 1).filter((n) => n % 3 === rest),
+      );
     // No call was ahead of another one.
     expect(w.to.seen).toHaveLength(30);
   });
@@ -309,7 +353,9 @@ describe('key numbers over calls', () => {
     const w = await world({ order: 'key' });
     const { handler } = w.to.behaviour;
     w.to.behaviour.handler = (request, response, next) =>
-      (request.body as { step: number }).step === 1 ? void response.status(410).end() : handler(request, response, next);
+      (request.body as { step: number }).step === 1
+        ? void response.status(410).end()
+        : handler(request, response, next);
     const one = await place(w, 'order-1', 1);
     const two = await place(w, 'order-1', 2);
     expect(await one.reply(w.email)).toMatchObject({ status: 'rejected' });
@@ -322,7 +368,9 @@ describe('key numbers over calls', () => {
     const { handler } = w.to.behaviour;
     let broken = true;
     w.to.behaviour.handler = (request, response, next) =>
-      broken && (request.body as { orderId: string }).orderId === 'bad' ? void response.status(500).end() : handler(request, response, next);
+      broken && (request.body as { orderId: string }).orderId === 'bad'
+        ? void response.status(500).end()
+        : handler(request, response, next);
     const bad = [await place(w, 'bad', 1), await place(w, 'bad', 2)];
     const good = await place(w, 'good', 3);
     expect(await good.reply(w.email)).toMatchObject({ status: 'done' });
@@ -338,7 +386,9 @@ describe('key numbers over calls', () => {
 describe('stages', () => {
   test('a stage change takes effect with the next transaction, and explains itself', async () => {
     const w = await world();
-    expect(await setStage(w.from.database, 'orders', w.email.name, 'event', { reason: 'a good week', force: true })).toBe(2);
+    expect(
+      await setStage(w.from.database, 'orders', w.email.name, 'event', { reason: 'a good week', force: true }),
+    ).toBe(2);
     const published = await place(w, 'order-1');
     expect(published.stamps).toMatchObject([{ route: 'event', epoch: 2 }]);
     expect(await published.reply(w.email)).toEqual({ route: 'event' });
@@ -348,11 +398,27 @@ describe('stages', () => {
     expect(await (await place(w, 'order-2', 2)).reply(w.email)).toMatchObject({ route: 'rpc', status: 'done' });
     expect(await switchoverHistory(w.from.database, 'orders', w.email.name)).toMatchObject([
       { epoch: 1, from: undefined, to: 'rpc', reason: 'test', forced: false },
-      { epoch: 2, from: 'rpc', to: 'event', reason: 'a good week', forced: true, actor: expect.any(String), at: expect.any(Date) },
+      {
+        epoch: 2,
+        from: 'rpc',
+        to: 'event',
+        reason: 'a good week',
+        forced: true,
+        actor: expect.any(String),
+        at: expect.any(Date),
+      },
       { epoch: 3, from: 'event', to: 'rpc', reason: 'too slow', forced: false },
     ]);
     expect(await switchoverStatus(w.from.database, 'orders')).toMatchObject([
-      { name: 'order-email', consumer: 'email', stage: 'rpc', epoch: 3, owedCalls: 0, since: { orders: [0n, 0n, 0n] }, undeclaredEvents: 0 },
+      {
+        name: 'order-email',
+        consumer: 'email',
+        stage: 'rpc',
+        epoch: 3,
+        owedCalls: 0,
+        since: { orders: [0n, 0n, 0n] },
+        undeclaredEvents: 0,
+      },
     ]);
   });
 
@@ -386,9 +452,15 @@ describe('stages', () => {
     expect(await refused(w, 'event', { reason: 'x', force: true })).toBe('TURNOUT_SINCE_MISSING');
     await w.from.pool.query(`update turnout.switchover set stage = 'done'`);
     expect(await refused(w, 'rpc', { reason: 'x' })).toBe('TURNOUT_STAGE_FINAL');
-    await expect(setStage(w.from.database, 'orders', 'nobody', 'rpc', { reason: 'x' })).rejects.toMatchObject({ code: 'TURNOUT_SWITCHOVER_UNKNOWN' });
-    await expect(switchoverStatus(w.from.database, 'orders', 'nobody')).rejects.toMatchObject({ code: 'TURNOUT_SWITCHOVER_UNKNOWN' });
-    await expect(switchoverHistory(w.from.database, 'orders', 'nobody')).rejects.toMatchObject({ code: 'TURNOUT_SWITCHOVER_UNKNOWN' });
+    await expect(setStage(w.from.database, 'orders', 'nobody', 'rpc', { reason: 'x' })).rejects.toMatchObject({
+      code: 'TURNOUT_SWITCHOVER_UNKNOWN',
+    });
+    await expect(switchoverStatus(w.from.database, 'orders', 'nobody')).rejects.toMatchObject({
+      code: 'TURNOUT_SWITCHOVER_UNKNOWN',
+    });
+    await expect(switchoverHistory(w.from.database, 'orders', 'nobody')).rejects.toMatchObject({
+      code: 'TURNOUT_SWITCHOVER_UNKNOWN',
+    });
   });
 
   test('going on is refused while somebody publishes without declaring it', async () => {
@@ -415,11 +487,15 @@ describe('stages', () => {
       expect(await createdXidFinished(from.database, 'orders', email.name)).toBe(false);
       await older.query('commit');
       expect(await createdXidFinished(from.database, 'orders', email.name)).toBe(true);
-      await expect(createdXidFinished(from.database, 'orders', 'nobody')).rejects.toMatchObject({ code: 'TURNOUT_SWITCHOVER_UNKNOWN' });
+      await expect(createdXidFinished(from.database, 'orders', 'nobody')).rejects.toMatchObject({
+        code: 'TURNOUT_SWITCHOVER_UNKNOWN',
+      });
       // Registered again, nothing changes; the first start stands.
       await from.register(email);
       expect(await registerSwitchover(from.database, 'orders', email, 'again')).toBe(false);
-      await expect(registerSwitchover(from.database, 'orders', { ...email, consumer: 'fax' }, 'x')).rejects.toMatchObject({ code: 'TURNOUT_SWITCHOVER_INVALID' });
+      await expect(
+        registerSwitchover(from.database, 'orders', { ...email, consumer: 'fax' }, 'x'),
+      ).rejects.toMatchObject({ code: 'TURNOUT_SWITCHOVER_INVALID' });
     } finally {
       older.release();
     }
@@ -438,7 +514,8 @@ describe('closing', () => {
       void gate.then(() => handler(request, response, next));
     };
     const narrow = w.from.turnout([w.email], { concurrency: 1 });
-    const publish = (step: number) => narrow.transaction((tx) => narrow.publish(tx, OrderPlaced, { orderId: `order-${step}`, step }));
+    const publish = (step: number) =>
+      narrow.transaction((tx) => narrow.publish(tx, OrderPlaced, { orderId: `order-${step}`, step }));
     const [one, two] = [await publish(1), await publish(2)];
     await waitFor(() => entered === 1);
     let closed = false;

@@ -30,14 +30,22 @@ describe('decide', () => {
     ['known as rejected', { known: known('rejected') }, { kind: 'repeat', outcome: 'rejected' }],
     ['known as skipped', { known: known('skipped') }, { kind: 'repeat', outcome: 'skipped' }],
     ['known as dead', { known: known('dead') }, { kind: 'repeat', outcome: 'dead' }],
-    ['known, though its key is halted', { known: known('applied'), turn: turn(1), gate: gate(1, 1, 'why') }, { kind: 'repeat', outcome: 'applied' }],
+    [
+      'known, though its key is halted',
+      { known: known('applied'), turn: turn(1), gate: gate(1, 1, 'why') },
+      { kind: 'repeat', outcome: 'applied' },
+    ],
     ['known for another event', { known: known('applied', { eventId: 'b' }) }, { kind: 'reused', what: 'event id' }],
     [
       'known for another body',
       { known: known('applied', { requestHash: 'x' }), requestHash: 'y', path: 'rpc' },
       { kind: 'reused', what: 'request body' },
     ],
-    ['known from a call, again as an event', { known: known('applied', { requestHash: 'x' }) }, { kind: 'repeat', outcome: 'applied' }],
+    [
+      'known from a call, again as an event',
+      { known: known('applied', { requestHash: 'x' }) },
+      { kind: 'repeat', outcome: 'applied' },
+    ],
     ['an intent that may be running', { known: known('running') }, { kind: 'running' }],
     ['an intent whose writer must be dead', { known: known('running', { leaseOver: true }) }, { kind: 'apply' }],
     ['queued work, however old', { known: known('queued', { leaseOver: true }) }, { kind: 'running' }],
@@ -47,13 +55,29 @@ describe('decide', () => {
     ['the next of a key, older than the inbox', { turn: turn(8), gate: gate(7), tooOld: true }, { kind: 'apply' }],
     ['one too far', { turn: turn(9), gate: gate(7) }, { kind: 'early', generation: 1, lastNumber: 7 }],
     ['at the last, unknown', { turn: turn(7), gate: gate(7) }, { kind: 'halt' }],
-    ['at the last, unknown, older than the inbox', { turn: turn(7), gate: gate(7), tooOld: true }, { kind: 'duplicate' }],
+    [
+      'at the last, unknown, older than the inbox',
+      { turn: turn(7), gate: gate(7), tooOld: true },
+      { kind: 'duplicate' },
+    ],
     ['below the last, unknown', { turn: turn(3), gate: gate(7) }, { kind: 'halt' }],
-    ['below the last, unknown, older than the inbox', { turn: turn(3), gate: gate(7), tooOld: true }, { kind: 'duplicate' }],
+    [
+      'below the last, unknown, older than the inbox',
+      { turn: turn(3), gate: gate(7), tooOld: true },
+      { kind: 'duplicate' },
+    ],
     ['the first of a higher generation', { turn: turn(1, 2), gate: gate(7) }, { kind: 'apply' }],
-    ['a later one of a higher generation', { turn: turn(2, 2), gate: gate(7) }, { kind: 'early', generation: 2, lastNumber: 0 }],
+    [
+      'a later one of a higher generation',
+      { turn: turn(2, 2), gate: gate(7) },
+      { kind: 'early', generation: 2, lastNumber: 0 },
+    ],
     ['the next number of a lower generation', { turn: turn(8, 1), gate: gate(7, 2) }, { kind: 'halt' }],
-    ['a lower generation, older than the inbox', { turn: turn(8, 1), gate: gate(7, 2), tooOld: true }, { kind: 'duplicate' }],
+    [
+      'a lower generation, older than the inbox',
+      { turn: turn(8, 1), gate: gate(7, 2), tooOld: true },
+      { kind: 'duplicate' },
+    ],
     ['the next of a halted key', { turn: turn(8), gate: gate(7, 1, 'why') }, { kind: 'halted', reason: 'why' }],
   ])('%s', (_, situation, decision) => {
     expect(decide({ ...base, ...situation })).toEqual(decision);
@@ -63,11 +87,20 @@ describe('decide', () => {
     eventId: fc.constantFrom('a', 'b'),
     path: fc.constantFrom('rpc' as const, 'event' as const),
     requestHash: fc.constantFrom(undefined, 'x', 'y'),
-    turn: fc.option(fc.record({ generation: fc.integer({ min: 1, max: 3 }), number: fc.integer({ min: 1, max: 5 }) }), { nil: undefined }),
+    turn: fc.option(fc.record({ generation: fc.integer({ min: 1, max: 3 }), number: fc.integer({ min: 1, max: 5 }) }), {
+      nil: undefined,
+    }),
     tooOld: fc.boolean(),
     known: fc.option(
       fc.record({
-        outcome: fc.constantFrom('applied' as const, 'rejected' as const, 'skipped' as const, 'dead' as const, 'running' as const, 'queued' as const),
+        outcome: fc.constantFrom(
+          'applied' as const,
+          'rejected' as const,
+          'skipped' as const,
+          'dead' as const,
+          'running' as const,
+          'queued' as const,
+        ),
         eventId: fc.constantFrom('a', 'b'),
         requestHash: fc.constantFrom(undefined, 'x', 'y'),
         leaseOver: fc.boolean(),
@@ -75,7 +108,11 @@ describe('decide', () => {
       { nil: undefined },
     ),
     gate: fc.option(
-      fc.record({ generation: fc.integer({ min: 1, max: 3 }), lastNumber: fc.integer({ min: 1, max: 5 }), halted: fc.constantFrom(undefined, 'why') }),
+      fc.record({
+        generation: fc.integer({ min: 1, max: 3 }),
+        lastNumber: fc.integer({ min: 1, max: 5 }),
+        halted: fc.constantFrom(undefined, 'why'),
+      }),
       { nil: undefined },
     ),
   });
@@ -116,7 +153,13 @@ describe('all orders of arrival', () => {
     const applied: string[] = [];
     let at: Gate | undefined;
     const arrive = (event: Event): void => {
-      const decision = decide({ ...base, eventId: event.id, turn: event.turn, known: outcomes.get(event.id), gate: at });
+      const decision = decide({
+        ...base,
+        eventId: event.id,
+        turn: event.turn,
+        known: outcomes.get(event.id),
+        gate: at,
+      });
       if (decision.kind === 'early') held.set(event.id, event);
       if (decision.kind === 'halt') at = { ...at!, halted: 'why' };
       if (decision.kind !== 'apply') return;
@@ -143,7 +186,12 @@ describe('all orders of arrival', () => {
     let count = 0;
     for (const order of orders([0, 0, 1, 1, 2, 2])) {
       const { applied, held, halted } = run(order);
-      expect({ order, applied, held: held.size, halted }).toEqual({ order, applied: ['e1', 'e2', 'e3'], held: 0, halted: false });
+      expect({ order, applied, held: held.size, halted }).toEqual({
+        order,
+        applied: ['e1', 'e2', 'e3'],
+        held: 0,
+        halted: false,
+      });
       count++;
     }
     expect(count).toBe(90);
