@@ -1,0 +1,76 @@
+import { migrate, migrationScript } from '../../database/index.ts';
+import type { Database, MigrationSet } from '../../database/index.ts';
+import { TurnoutError } from '../../errors/index.ts';
+import type { TurnoutConfig } from '../../config.ts';
+import { table } from '../output.ts';
+import type { Report } from '../output.ts';
+
+const knownSets: readonly MigrationSet[] = ['producer', 'consumer', 'roles'];
+
+/** The SQL of migration sets, ready for psql. */
+export function printMigrations(names: readonly string[] | undefined): Report {
+  const sets = parseSets(names ?? []);
+  if (sets.length === 0) {
+    throw new TurnoutError('TURNOUT_CONFIG_INVALID', '`turnout migrate --print` needs --set, for instance `--set producer`.', {
+      details: { path: '--set' },
+    });
+  }
+  const sql = migrationScript(sets);
+  return { data: { sets, sql }, text: sql.trimEnd() };
+}
+
+/** Brings the configured databases up to date: the outbox's with `producer`, each consumer's with `consumer`. */
+export async function migrateDatabases(
+  config: TurnoutConfig,
+  options: { readonly sets: readonly string[] | undefined; readonly dryRun: boolean },
+): Promise<Report> {
+  const wanted = options.sets === undefined ? undefined : parseSets(options.sets);
+  const targets = databasesOf(config);
+  if (targets.length === 0) {
+    throw new TurnoutError('TURNOUT_CONFIG_INVALID', 'The configuration names neither a database nor a consumer.', { details: { path: 'database' } });
+  }
+  const applied: { database: string; migration: string; state: string }[] = [];
+  for (const { name, database, sets } of targets) {
+    const chosen = wanted === undefined ? sets : wanted.filter((set) => set === 'roles' || sets.includes(set));
+    if (chosen.length === 0) continue;
+    for (const each of await migrate(database, chosen, { dryRun: options.dryRun })) {
+      applied.push({ database: name, migration: each.name, state: each.state });
+    }
+  }
+  const text =
+    applied.length === 0
+      ? 'Up to date.'
+      : table(['database', 'migration', 'state'], applied.map((each) => [each.database, each.migration, each.state]));
+  return { data: { dryRun: options.dryRun, applied }, text };
+}
+
+interface Target {
+  readonly name: string;
+  readonly database: Database;
+  readonly sets: MigrationSet[];
+}
+
+/** One target a database, although a service's outbox and its consumers often share one. */
+function databasesOf(config: TurnoutConfig): Target[] {
+  const targets = new Map<Database, Target>();
+  const add = (name: string, database: Database, set: MigrationSet): void => {
+    const target = targets.get(database) ?? { name, database, sets: [] };
+    if (!target.sets.includes(set)) target.sets.push(set);
+    targets.set(database, target);
+  };
+  if (config.database !== undefined) add(config.source ?? 'database', config.database, 'producer');
+  for (const consumer of config.consumers ?? []) add(consumer.name, consumer.database, 'consumer');
+  return [...targets.values()];
+}
+
+function parseSets(names: readonly string[]): MigrationSet[] {
+  return names
+    .flatMap((name) => name.split(','))
+    .map((name) => {
+      const set = knownSets.find((known) => known === name.trim());
+      if (set !== undefined) return set;
+      throw new TurnoutError('TURNOUT_CONFIG_INVALID', `There is no migration set ${name} (there are: ${knownSets.join(', ')}).`, {
+        details: { path: '--set', set: name },
+      });
+    });
+}

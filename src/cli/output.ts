@@ -1,0 +1,47 @@
+import { errorKinds } from '../errors/index.ts';
+import type { ErrorKind } from '../errors/index.ts';
+
+/** Where a command writes, and how it learns that it is to stop. */
+export interface Io {
+  readonly cwd: string;
+  readonly stdout: (text: string) => void;
+  readonly stderr: (text: string) => void;
+  /** Whether a person reads standard error: then log lines are text, not JSON. */
+  readonly interactive: boolean;
+  /** Called by commands that run until they are stopped; aborted on SIGTERM and SIGINT. */
+  readonly stopSignal: () => AbortSignal;
+}
+
+/** What a command has to say: for programs, and for people. */
+export interface Report {
+  readonly data: Readonly<Record<string, unknown>>;
+  readonly text: string;
+}
+
+/** `value` as one line of JSON; bigints as text. */
+export function toJson(value: unknown): string {
+  return JSON.stringify(value, (_key, member: unknown) => (typeof member === 'bigint' ? member.toString() : member));
+}
+
+/** What is told of a failed command. Read by its fields, not by `instanceof`: the configuration may have loaded another instance. */
+export function describeError(error: unknown): { code: string; message: string; remedy?: string; details?: unknown } {
+  const message = error instanceof Error ? error.message : String(error);
+  const code = typeof error === 'object' && error !== null && 'code' in error ? String(error.code) : 'UNKNOWN';
+  const kind = (errorKinds as Readonly<Record<string, ErrorKind>>)[code];
+  if (kind === undefined) return { code, message: message === '' ? code : message };
+  const details = (error as { details?: unknown }).details;
+  return { code, message: message.replace(` ${kind.remedy}`, ''), remedy: kind.remedy, ...(details === undefined ? {} : { details }) };
+}
+
+/** The same for people. */
+export function errorText(error: unknown): string {
+  const { code, message, remedy } = describeError(error);
+  return `turnout: ${message}\n${remedy === undefined ? '' : `  ${remedy}\n`}  [${code}]\n`;
+}
+
+/** Columns as wide as their widest cell. */
+export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  const all = [head, ...rows];
+  const widths = head.map((_cell, column) => Math.max(...all.map((row) => (row[column] ?? '').length)));
+  return all.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ').trimEnd()).join('\n');
+}
