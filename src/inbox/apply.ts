@@ -73,7 +73,10 @@ export async function apply(
   effect: () => Promise<Effect>,
   options: ApplyOptions = {},
 ): Promise<Verdict> {
-  const entry = await enter(tx, arrival, { retentionMs: options.retentionMs ?? defaultRetentionMs, leaseMs: defaultLeaseMs });
+  const entry = await enter(tx, arrival, {
+    retentionMs: options.retentionMs ?? defaultRetentionMs,
+    leaseMs: defaultLeaseMs,
+  });
   const { decision } = entry;
   if (decision.kind !== 'apply') return settled(tx, arrival, entry);
   const { outcome, answer, reason } = options.savepoint === false ? await effect() : await inSavepoint(tx, effect);
@@ -114,13 +117,26 @@ export async function enter(
 ): Promise<Entry> {
   const { consumer, effectKey, occurredAt, source, topic, key, turn, path } = arrival;
   if (turn !== undefined && key === null) {
-    throw new TurnoutError('TURNOUT_ROUTES_MALFORMED', `The effect ${effectKey} has a key number and no key.`, { details: { effectKey } });
+    throw new TurnoutError('TURNOUT_ROUTES_MALFORMED', `The effect ${effectKey} has a key number and no key.`, {
+      details: { effectKey },
+    });
   }
   const { rows } = await tx.query<EntryRow>(
     `select locked, too_old, gate_generation, gate_number, gate_halted, known_outcome, known_event_id, known_request_hash,
             known_answer, known_attempts, known_lease_over
        from turnout.enter_inbox($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
-    [consumer, effectKey, occurredAt.toISOString(), source, topic, key, turn !== undefined, path === 'event', retentionMs, leaseMs],
+    [
+      consumer,
+      effectKey,
+      occurredAt.toISOString(),
+      source,
+      topic,
+      key,
+      turn !== undefined,
+      path === 'event',
+      retentionMs,
+      leaseMs,
+    ],
   );
   const row = rows[0]!;
   if (!row.locked) return { decision: { kind: 'running' }, answer: null, attempts: 0 };
@@ -142,7 +158,11 @@ export async function enter(
     gate:
       row.gate_number === null
         ? undefined
-        : { generation: row.gate_generation!, lastNumber: Number(row.gate_number), halted: row.gate_halted ?? undefined },
+        : {
+            generation: row.gate_generation!,
+            lastNumber: Number(row.gate_number),
+            halted: row.gate_halted ?? undefined,
+          },
   });
   const answer: unknown = row.known_answer === null ? null : JSON.parse(row.known_answer);
   return { decision, answer, attempts: row.known_attempts ?? 0 };
@@ -185,25 +205,32 @@ export interface Ending {
 }
 
 /** Writes the outcome and moves the gate; only under the lock that {@link enter} took. */
-export async function record(tx: Queryable, arrival: Arrival, { outcome, answer, reason, attempts }: Ending): Promise<void> {
-  await tx.query('select turnout.record_outcome($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)', [
-    arrival.consumer,
-    arrival.effectKey,
-    arrival.occurredAt.toISOString(),
-    arrival.eventId,
-    arrival.eventType,
-    arrival.source,
-    arrival.topic,
-    arrival.key,
-    arrival.turn?.generation ?? null,
-    arrival.turn?.number ?? null,
-    arrival.path,
-    outcome,
-    arrival.requestHash ?? null,
-    answer === undefined || answer === null ? null : JSON.stringify(answer),
-    reason ?? null,
-    attempts,
-  ]);
+export async function record(
+  tx: Queryable,
+  arrival: Arrival,
+  { outcome, answer, reason, attempts }: Ending,
+): Promise<void> {
+  await tx.query(
+    'select turnout.record_outcome($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)',
+    [
+      arrival.consumer,
+      arrival.effectKey,
+      arrival.occurredAt.toISOString(),
+      arrival.eventId,
+      arrival.eventType,
+      arrival.source,
+      arrival.topic,
+      arrival.key,
+      arrival.turn?.generation ?? null,
+      arrival.turn?.number ?? null,
+      arrival.path,
+      outcome,
+      arrival.requestHash ?? null,
+      answer === undefined || answer === null ? null : JSON.stringify(answer),
+      reason ?? null,
+      attempts,
+    ],
+  );
 }
 
 async function inSavepoint(tx: Queryable, effect: () => Promise<Effect>): Promise<Effect> {

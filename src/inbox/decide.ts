@@ -66,7 +66,8 @@ export function decide(situation: Situation): Decision {
   if (gate?.halted !== undefined) return { kind: 'halted', reason: gate.halted };
 
   // A higher generation counts from 1 again; so does a key that was never seen.
-  const counted = gate !== undefined && gate.generation >= turn.generation ? gate : { generation: turn.generation, lastNumber: 0 };
+  const counted =
+    gate !== undefined && gate.generation >= turn.generation ? gate : { generation: turn.generation, lastNumber: 0 };
   const isPast = turn.generation < counted.generation || turn.number <= counted.lastNumber;
   if (isPast) return tooOld ? { kind: 'duplicate' } : { kind: 'halt' };
   if (turn.number === counted.lastNumber + 1) return { kind: 'apply' };
@@ -76,7 +77,11 @@ export function decide(situation: Situation): Decision {
 function decideKnown(situation: Situation, known: KnownEffect): Decision {
   if (known.eventId !== situation.eventId) return { kind: 'reused', what: 'event id' };
   // An effect that came as an event has no request; then there is nothing to compare.
-  if (known.requestHash !== undefined && situation.requestHash !== undefined && known.requestHash !== situation.requestHash) {
+  if (
+    known.requestHash !== undefined &&
+    situation.requestHash !== undefined &&
+    known.requestHash !== situation.requestHash
+  ) {
     return { kind: 'reused', what: 'request body' };
   }
   if (known.outcome === 'running' || known.outcome === 'queued') {
