@@ -1,4 +1,5 @@
 import type { ClientLike } from '../../src/database/index.ts';
+import { hasFailed } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
 import type { DataSourceLike, QueryRunnerLike } from './types.ts';
 
@@ -51,10 +52,10 @@ function subscribe(dataSource: DataSourceLike): void {
 }
 
 /** A COMMIT of a failed transaction succeeds as a rollback; TypeORM would call that committed. */
-function refuseFailed({ queryRunner }: TransactionEvent): void {
+async function refuseFailed({ queryRunner }: TransactionEvent): Promise<void> {
   if (!registrations.has(queryRunner)) return;
   const client = (queryRunner as { databaseConnection?: ClientLike }).databaseConnection;
-  if (client?.getTransactionStatus?.() !== 'E') return;
+  if (client === undefined || !(await hasFailed(client))) return;
   throw new TurnoutError('TURNOUT_TRANSACTION_ABORTED', 'The transaction had failed before it was to be committed.');
 }
 

@@ -108,6 +108,21 @@ export function ignoreErrorEvents(client: ClientLike): () => void {
   return () => client.removeListener('error', listener);
 }
 
+/**
+ * Whether the transaction that is open on a client has failed. An error reaches its statement before the server says that
+ * it is ready again, and only then is the status known: between the two this asks once more.
+ */
+export async function hasFailed(client: ClientLike): Promise<boolean> {
+  if (client.getTransactionStatus === undefined) {
+    return client.query('select 1').then(
+      () => false,
+      () => true,
+    );
+  }
+  if ((client as { readyForQuery?: boolean }).readyForQuery !== true) await client.query('');
+  return client.getTransactionStatus() === 'E';
+}
+
 const names = new Map<string, string>();
 
 /** One name for one text, in every copy of this module: a connection refuses a name that it knows for another text. */

@@ -4,7 +4,7 @@ import type { ClientLike, ClientPool, ClientResult } from './client.ts';
 import { ignoreErrorEvents, isConnectionLost, orUnreachable, takeClient } from './client.ts';
 import type { Ending, OpenTransaction, Scope } from './open-transaction.ts';
 import { openTransaction, refused } from './open-transaction.ts';
-import { transactionCommand } from './transaction-command.ts';
+import { savepointCommands, transactionCommand } from './transaction-command.ts';
 
 // How code that can't be handed a transaction takes part in one.
 //
@@ -118,8 +118,17 @@ function standIn<Client extends ClientLike>(
       case 'other':
         return own === undefined && kind === 'joined'
           ? transaction.run(scope(), () => alone(send))
-          : transaction.run(scope(), send);
+          : transaction.run(scope(), () => followed(sql, send));
     }
+  }
+
+  /** Savepoints that the user handles with plain SQL, or TypeORM for a nested transaction, undo what was published since. */
+  async function followed(sql: string, send: () => Promise<unknown>): Promise<unknown> {
+    const savepoints = savepointCommands(sql);
+    if (savepoints.length === 0) return send();
+    const result = await send();
+    for (const savepoint of savepoints) transaction.follow(scope(), savepoint);
+    return result;
   }
 
   /** Whether this chooses the isolation of the transaction itself, and its holder knows that it does. */

@@ -1,4 +1,5 @@
 import { TurnoutError } from '../errors/index.ts';
+import type { SavepointCommand } from './transaction-command.ts';
 
 // One connection, one transaction, several parts of a program that use it without knowing of each other.
 //
@@ -20,7 +21,12 @@ export interface Scope {
   parent: Scope | undefined;
   readonly savepoint: string;
   ended: boolean;
-  readonly endings: Ending[];
+  /** In the order of time: who is to be told, and the savepoints that the user has set between. */
+  readonly endings: (Ending | UserSavepoint)[];
+}
+
+interface UserSavepoint {
+  readonly name: string;
 }
 
 /** A transaction that is open on one connection. */
@@ -36,6 +42,8 @@ export interface OpenTransaction {
   commit(scope: Scope): Promise<boolean>;
   rollback(scope: Scope): Promise<void>;
   whenEnded(scope: Scope, ending: Ending): void;
+  /** Follows a savepoint command of the user's own that has succeeded: who registered since one is told of a rollback to it. */
+  follow(scope: Scope, savepoint: SavepointCommand): void;
   /** Runs the last statement (COMMIT or ROLLBACK) once what is running is done; what still waits is refused. */
   finish(last: () => Promise<boolean>, options: { abandon: boolean }): Promise<void>;
 }
@@ -116,7 +124,7 @@ export function openTransaction(
   function end(scope: Scope, outcome: keyof Ending): void {
     scope.ended = true;
     innermost = standing(scope);
-    for (const ending of scope.endings.splice(0)) {
+    for (const ending of endingsOf(scope.endings.splice(0))) {
       if (outcome === 'committed' && scope.parent !== undefined) standing(scope).endings.push(ending);
       else ending[outcome]();
     }
@@ -166,6 +174,20 @@ export function openTransaction(
     whenEnded(scope, ending) {
       standing(scope).endings.push(ending);
     },
+    follow(scope, { command, name }) {
+      const { endings } = standing(scope);
+      if (command === 'set') {
+        endings.push({ name });
+        return;
+      }
+      const at = endings.findLastIndex((entry) => 'name' in entry && entry.name === name);
+      if (at === -1) return;
+      const since = endings.splice(at);
+      if (command === 'rollback') {
+        endings.push({ name }); // It still stands; those set after it don't.
+        for (const ending of endingsOf(since)) ending.rolledBack();
+      } else endings.push(...endingsOf(since));
+    },
     async finish(last, { abandon }) {
       if (!abandon) {
         // Statements that nobody awaited are still part of it: they come first.
@@ -181,11 +203,15 @@ export function openTransaction(
       } finally {
         for (let scope: Scope | undefined = innermost; scope !== undefined; scope = scope.parent) {
           scope.ended = true;
-          for (const ending of scope.endings.splice(0)) ending[committed ? 'committed' : 'rolledBack']();
+          for (const ending of endingsOf(scope.endings.splice(0))) ending[committed ? 'committed' : 'rolledBack']();
         }
       }
     },
   };
+}
+
+function endingsOf(entries: readonly (Ending | UserSavepoint)[]): Ending[] {
+  return entries.filter((entry) => 'committed' in entry);
 }
 
 export function refused(what: string): TurnoutError {

@@ -24,6 +24,35 @@ export function transactionCommand(sql: string): TransactionCommand {
   return commands.every((command) => command === 'other') ? 'other' : 'refuse';
 }
 
+/** A savepoint that a statement sets, or takes the transaction back to, or gives up. */
+export interface SavepointCommand {
+  readonly command: 'set' | 'rollback' | 'release';
+  readonly name: string;
+}
+
+/** The {@link SavepointCommand}s in a text of SQL, in their order. */
+export function savepointCommands(sql: string): SavepointCommand[] {
+  if (!/\b(?:savepoint|release|rollback)\b/i.test(sql)) return [];
+  const names: string[] = [];
+  // A quoted name is put aside, lest it be taken for a string that doesn't count.
+  const named = sql.replace(/\b(savepoint|release|to)\s+"((?:[^"]|"")*)"/gi, (_, word: string, name: string) => {
+    return `${word} "" ${names.push(name.replaceAll('""', '"')) - 1}`;
+  });
+  return bare(named)
+    .split(';')
+    .flatMap((statement) => {
+      const match = savepointPattern.exec(statement.trim());
+      if (match === null) return [];
+      const { set, rollback, release } = match.groups as Record<string, string | undefined>;
+      const word = set ?? rollback ?? release!;
+      const name = /^\d+$/.test(word) ? names[Number(word)]! : word.toLowerCase();
+      return [{ command: set !== undefined ? 'set' : rollback !== undefined ? 'rollback' : 'release', name }];
+    });
+}
+
+const savepointPattern =
+  /^(?:savepoint\s+(?<set>\S+)|rollback(?:\s+(?:work|transaction))?\s+to(?:\s+savepoint)?\s+(?<rollback>\S+)|release(?:\s+savepoint)?\s+(?<release>\S+))$/i;
+
 function commandOf(statement: string): TransactionCommand {
   if (/^(?:begin|start transaction)\b/.test(statement)) return strict(statement) ? 'refuse' : 'begin';
   if (/^set (?:local )?transaction\b/.test(statement)) return strict(statement) ? 'refuse' : 'ignore';

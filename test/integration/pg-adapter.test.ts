@@ -74,6 +74,28 @@ describe('a transaction', () => {
     expect(told).toEqual(['committed', 'rolled back', 'rolled back']);
   });
 
+  test('tells of a rollback to a savepoint, too', async () => {
+    const { db } = await newDatabase();
+    const told: string[] = [];
+    const register = (tx: PoolClient, name: string): void => {
+      db.whenEnded(tx, { committed: () => void told.push(`${name} committed`), rolledBack: () => void told.push(`${name} rolled back`) });
+    };
+    await db.transaction(async (tx) => {
+      register(tx, 'before');
+      await tx.query('savepoint a');
+      register(tx, 'after a');
+      await tx.query('savepoint b');
+      register(tx, 'after b');
+      await tx.query('release b');
+      await expect(tx.query('rollback to b')).rejects.toThrow(/does not exist/);
+      expect(told).toEqual([]);
+      await tx.query('rollback to a');
+      expect(told).toEqual(['after a rolled back', 'after b rolled back']);
+      register(tx, 'again');
+    });
+    expect(told.slice(2)).toEqual(['before committed', 'again committed']);
+  });
+
   test('cannot tell how a transaction of the user’s own ends', async () => {
     const { db, raw } = await newDatabase();
     const client = await raw.connect();

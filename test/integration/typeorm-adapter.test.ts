@@ -176,6 +176,27 @@ describe('a transaction of Turnout', () => {
     expect(db.maxConnections).toBe(1);
   });
 
+  test('tells of the rollback of a nested one', async () => {
+    const { db, published, publish } = await newDatabase();
+    const told: string[] = [];
+    await db.transaction(async (manager) => {
+      await manager
+        .transaction(async (inner) => {
+          await publish(inner, 'a');
+          db.whenEnded(inner, ended(told, 'inner '));
+          throw new Error('no');
+        })
+        .catch(() => undefined);
+      expect(told).toEqual(['inner rolled back']);
+      await manager.transaction(async (inner) => {
+        await publish(inner, 'b');
+        db.whenEnded(inner, ended(told, 'other '));
+      });
+    });
+    expect(told).toEqual(['inner rolled back', 'other committed']);
+    expect(await published()).toEqual(['b']);
+  });
+
   test('that has failed before its commit is an error of Turnout', async () => {
     const { db, notes } = await newDatabase();
     const told: string[] = [];

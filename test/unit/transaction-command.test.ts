@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { transactionCommand } from '../../src/database/transaction-command.ts';
+import { savepointCommands, transactionCommand } from '../../src/database/transaction-command.ts';
 
 describe('what a statement does to its transaction', () => {
   test.each([
@@ -47,5 +47,22 @@ describe('what a statement does to its transaction', () => {
         expect(transactionCommand(`insert into t values (${quoted}); commit`)).toBe('refuse');
       }),
     );
+  });
+});
+
+describe('savepoints of the user', () => {
+  test.each([
+    ['savepoint A', [{ command: 'set', name: 'a' }]],
+    ['SAVEPOINT typeorm_1', [{ command: 'set', name: 'typeorm_1' }]],
+    ['ROLLBACK TO SAVEPOINT typeorm_1', [{ command: 'rollback', name: 'typeorm_1' }]],
+    ['rollback transaction to a;', [{ command: 'rollback', name: 'a' }]],
+    ['release a', [{ command: 'release', name: 'a' }]],
+    ['RELEASE SAVEPOINT "My ""own"" point"', [{ command: 'release', name: 'My "own" point' }]],
+    ['savepoint a; insert into t values (1); rollback to a', [{ command: 'set', name: 'a' }, { command: 'rollback', name: 'a' }]],
+    ["insert into t values ('; savepoint a')", []],
+    ['select 1', []],
+    ['rollback', []],
+  ])('%s', (sql, commands) => {
+    expect(savepointCommands(sql)).toEqual(commands);
   });
 });
