@@ -50,7 +50,14 @@ export type {
 
 // Databases
 export { migrate, migrationScript, requireMigrations } from './database/index.ts';
-export type { AppliedMigration, Database, MigrationSet, Queryable, QueryResultLike, Session } from './database/index.ts';
+export type {
+  AppliedMigration,
+  Database,
+  MigrationSet,
+  Queryable,
+  QueryResultLike,
+  Session,
+} from './database/index.ts';
 
 // Relay
 export { applyTopics, createRelay, outboxKeeper } from './relay/index.ts';
@@ -67,6 +74,25 @@ export type {
   TopicChange,
   TopicDescription,
 } from './relay/index.ts';
+
+// Consumers
+export { defineConsumer, runConsumer } from './consumer/index.ts';
+export type {
+  Batch,
+  ConsumerDefinition,
+  ConsumerOptions,
+  DetachedContext,
+  DetachedOptions,
+  HandlerContext,
+  Membership,
+  PartitionBounds,
+  RunConsumerOptions,
+  Source,
+  SourceMessage,
+  Subscription,
+  TopicPartition,
+  TransactionOptions,
+} from './consumer/index.ts';
 
 // Configuration of the command line
 export { defineConfig } from './config.ts';

@@ -11,6 +11,9 @@ create table turnout.assignment (
   epoch       bigint not null default 0,
   owner       text,
   assigned_at timestamptz,
+  -- The event that its owners began with, and how many began with it: one that crashes the process is found by that.
+  begun_offset bigint,
+  begun       integer not null default 0,
   primary key (consumer, topic, partition)
 ) with (fillfactor = 70);
 
@@ -42,7 +45,8 @@ create table turnout.consumed_sequence (
 create table turnout.alarm (
   id         bigint generated always as identity primary key,
   consumer   text not null,
-  kind       text not null check (kind in ('sequence-hole', 'unknown-repeat', 'skipped-old', 'halted')),
+  -- 'uncertain': a detached handler was begun and its outcome is not known; it was run again.
+  kind       text not null check (kind in ('sequence-hole', 'unknown-repeat', 'skipped-old', 'halted', 'uncertain')),
   detail     jsonb not null,
   at         timestamptz not null default clock_timestamp()
 );

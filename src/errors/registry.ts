@@ -185,6 +185,14 @@ export const errorKinds = {
     remedy: 'An event at or below the last sequence was never seen here; look at turnout.alarm before the consumer goes on.',
   },
   TURNOUT_HANDLER_FAILED: { retryable: true, remedy: 'It is tried again, then parked with the later events of its key.' },
+  TURNOUT_EVENT_UNHANDLED: {
+    retryable: false,
+    remedy: 'Add a handler for this type and version, deploy it, then retry the parked event.',
+  },
+  TURNOUT_EVENT_REFUSED: {
+    retryable: false,
+    remedy: 'The broker refused the real message for good: do by hand what it stands for, then skip the parked event.',
+  },
   TURNOUT_HANDLER_MISSING: { retryable: false, remedy: 'Name the consumer in the configuration and export its definition.' },
   TURNOUT_FAILPOINT_UNKNOWN: { retryable: false, remedy: 'Use one of the names in src/lifecycle/failpoints.ts.' },
 } as const satisfies Record<string, ErrorKind>;

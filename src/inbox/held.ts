@@ -113,6 +113,25 @@ export async function keysToDrain(tx: Queryable, consumer: string, limit: number
   return rows.map(({ source, topic, key }) => ({ consumer, source, topic, key }));
 }
 
+/**
+ * The oldest waiting event of each key that has no numbers (plain subscribers), where none is parked before it: what can
+ * go on because the parked one has had its effect, or was let go.
+ */
+export async function headsBehind(tx: Queryable, consumer: string, limit: number): Promise<Held[]> {
+  const { rows } = await tx.query<HeldRow>(
+    `select ${heldColumns}
+       from (select distinct on (f.source, f.topic, f.key) f.*
+               from turnout.held f
+              where f.consumer = $1 and f.number is null and f.key is not null
+              order by f.source, f.topic, f.key, f.id) h
+      where h.reason = 'behind'
+      order by h.id
+      limit $2`,
+    [consumer, limit],
+  );
+  return rows.map(toHeld);
+}
+
 /** Lets go of a held event without an outcome. One that gets an outcome by `apply` is removed by it. */
 export async function release(tx: Queryable, consumer: string, effectKey: string): Promise<void> {
   await tx.query('delete from turnout.held where consumer = $1 and effect_key = $2', [consumer, effectKey]);
@@ -135,14 +154,29 @@ function encodeMessage({ key, value, headers }: Message): string {
   const text = value?.toString() ?? null;
   const readable = JSON.stringify({ key, value: text, headers });
   if (!readable.includes('\\u0000') && (value === null || Buffer.from(text!).equals(value))) return readable;
-  return JSON.stringify({ base64: Buffer.from(JSON.stringify({ key, value: value?.toString('base64') ?? null, headers })).toString('base64') });
+  return JSON.stringify({
+    base64: Buffer.from(JSON.stringify({ key, value: value?.toString('base64') ?? null, headers })).toString('base64'),
+  });
 }
 
 function decodeMessage(stored: string): Message {
-  const message = JSON.parse(stored) as { base64?: string; key: string | null; value: string | null; headers: Record<string, string> };
+  const message = JSON.parse(stored) as {
+    base64?: string;
+    key: string | null;
+    value: string | null;
+    headers: Record<string, string>;
+  };
   if (message.base64 === undefined) {
-    return { key: message.key, value: message.value === null ? null : Buffer.from(message.value), headers: message.headers };
+    return {
+      key: message.key,
+      value: message.value === null ? null : Buffer.from(message.value),
+      headers: message.headers,
+    };
   }
   const inner = JSON.parse(Buffer.from(message.base64, 'base64').toString()) as typeof message;
-  return { key: inner.key, value: inner.value === null ? null : Buffer.from(inner.value, 'base64'), headers: inner.headers };
+  return {
+    key: inner.key,
+    value: inner.value === null ? null : Buffer.from(inner.value, 'base64'),
+    headers: inner.headers,
+  };
 }

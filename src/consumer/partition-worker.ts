@@ -1,0 +1,381 @@
+// Works through one partition that this process owns: event after event, each in a transaction that also moves the
+// position. A failure leaves the position where it was; the source hands the event out again when its wait is over.
+import type { Queryable } from '../database/index.ts';
+import { TurnoutError, isTurnoutError } from '../errors/index.ts';
+import type { Envelope, Stamp, Turn } from '../event/index.ts';
+import { hold } from '../inbox/index.ts';
+import type { Arrival } from '../inbox/index.ts';
+import { retryDelayMs } from '../lifecycle/index.ts';
+import { afterFailure, countSequence, foreverMs, planFor } from './decide.ts';
+import type { Failures, Plan } from './decide.ts';
+import { drainKey } from './drain.ts';
+import { arrivalOf, classify, describeError, holdKeyOf, perform } from './perform.ts';
+import type { Performance, Runtime, Surroundings } from './perform.ts';
+import { advance, claim, countBegun, isKnown, raiseAlarm } from './position-store.ts';
+import type { Advance, Alarm, OwnedPartition } from './position-store.ts';
+import { readMessage, toEvent } from './read-event.ts';
+import type { Batch, SourceMessage } from './source.ts';
+
+export interface PartitionWorker {
+  readonly owned: OwnedPartition;
+  /** Works on a batch until it is done, time is up, or something has to be waited for. Rejects to halt the consumer. */
+  work(batch: Batch): Promise<{ next: bigint; retryAfterMs?: number }>;
+}
+
+/** A batch is given back unfinished after this time, so that a slow partition doesn't hold up the fetching of others. */
+const budgetMs = 2_000;
+/** After being fenced: if the group still says the partition is ours, it is claimed again, and not at once. */
+const reclaimAfterMs = 5_000;
+/** How long to wait for somebody else who is at the same effect. */
+const busyMs = 250;
+const outagePolicy = { attempts: Number.POSITIVE_INFINITY, firstDelayMs: 200, maxDelayMs: 10_000 };
+/** An event that so many owners in a row have begun with and not come past is taken to end the process. */
+const mostBegun = 5;
+
+/** A message and what is to be done with it. */
+interface Step {
+  readonly message: SourceMessage;
+  readonly envelope: Envelope | undefined;
+  readonly effectKey: string;
+  readonly source: string;
+  readonly stamp: Stamp | undefined;
+  readonly plan: Plan | { readonly kind: 'malformed'; readonly error: TurnoutError };
+  /** Position and sequences behind this message, from the last commit on. */
+  readonly behind: Advance;
+}
+
+interface Wait {
+  readonly retryAfterMs: number;
+}
+
+export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: string): PartitionWorker {
+  const { definition, table, logger, inTurn } = runtime;
+  const { name, database } = definition;
+  const place = { consumer: name, topic: owned.topic, partition: owned.partition };
+  let trying = attemptsAt(-1n);
+  let hasBegun = false;
+  let fenced = false;
+
+  async function work(batch: Batch): Promise<{ next: bigint; retryAfterMs?: number }> {
+    if (fenced) return reclaim();
+    const patience = withGrace(batch.signal, definition.graceMs);
+    const deadline = performance.now() + budgetMs;
+    let behind: Advance = { next: owned.next, sequences: new Map(), alarms: [] };
+    try {
+      for (const message of batch.messages) {
+        if (message.offset < owned.next) continue;
+        if (batch.signal.aborted || performance.now() > deadline) break;
+        const step = look(message, behind);
+        behind = step.behind;
+        if (step.plan.kind === 'observe') continue;
+        const wait = await attempt(message.offset, () => inTurn(() => carryOut(step, patience.signal)), step);
+        if (wait !== undefined) return { next: owned.next, ...wait };
+        behind = { next: owned.next, sequences: new Map(), alarms: [] };
+      }
+      if (behind.next > owned.next) {
+        const wait = await attempt(owned.next, () => inTurn(() => observe(behind)), undefined);
+        if (wait !== undefined) return { next: owned.next, ...wait };
+      }
+      return { next: owned.next };
+    } finally {
+      patience.end();
+    }
+  }
+
+  /** Reads a message, counts its sequence, and decides. Nothing is written. */
+  function look(message: SourceMessage, before: Advance): Step {
+    const read = readMessage(name, owned.topic, owned.partition, message.offset, message);
+    const { envelope, effectKey } = read;
+    const source = envelope?.source ?? (read.kind === 'malformed' ? read.source : 'unknown');
+    const finding = countSequence(before.sequences.get(source) ?? owned.sequences.get(source), envelope?.sequence);
+    const sequences = new Map(before.sequences);
+    const alarms: Alarm[] = [...before.alarms];
+    if (finding.kind === 'next' || finding.kind === 'hole') sequences.set(source, finding.state);
+    if (finding.kind === 'hole') {
+      const { generation } = finding.state;
+      const detail = { ...place, offset: message.offset.toString(), source, generation, from: finding.from.toString(), to: finding.to.toString() };
+      alarms.push({ kind: 'sequence-hole', detail });
+    }
+    const behind = { next: message.offset + 1n, sequences, alarms };
+    const step = { message, envelope, effectKey, source, stamp: undefined, behind };
+    if (read.kind === 'malformed') {
+      // What lies below the start is not ours to judge.
+      const before = message.offset < owned.since || finding.kind === 'before-base';
+      return { ...step, plan: before ? { kind: 'observe', why: 'before-since' } : { kind: 'malformed', error: read.error } };
+    }
+    const plan = planFor({
+      offset: message.offset,
+      since: owned.since,
+      finding,
+      stamp: read.stamp,
+      inSwitchover: table.isInSwitchover(read.envelope.type),
+      handler: table.standing(read.envelope.type, read.envelope.version),
+      refused: read.envelope.refused,
+    });
+    return { ...step, stamp: read.stamp, plan };
+  }
+
+  /** Runs one attempt and says what to wait for, if it failed. Rejects to halt. */
+  async function attempt(offset: bigint, run: () => Promise<Wait | undefined>, step: Step | undefined): Promise<Wait | undefined> {
+    if (trying.offset !== offset) trying = attemptsAt(offset);
+    try {
+      return await run();
+    } catch (error) {
+      if (error instanceof Halt) throw error.cause;
+      return await failed(error, step);
+    }
+  }
+
+  async function failed(error: unknown, step: Step | undefined): Promise<Wait | undefined> {
+    const kind = await classify(database, error);
+    const fields = { ...place, offset: (step?.message.offset ?? owned.next).toString(), type: step?.envelope?.type, effectKey: step?.effectKey };
+    if (kind === 'fenced') {
+      fenced = true;
+      logger.warn('The partition has a new owner; nothing was written.', fields);
+      return { retryAfterMs: reclaimAfterMs };
+    }
+    const count = trying.failures;
+    count[kind]++;
+    const next = afterFailure(kind, count, step === undefined ? Number.POSITIVE_INFINITY : definition.retry.attempts);
+    const reason = describeError(error);
+    if (next.kind === 'retry') {
+      const retryAfterMs = retryDelayMs(next.policy === 'outage' ? outagePolicy : definition.retry, next.delayOf, Math.random());
+      logger.warn(kind === 'outage' ? 'The database does not answer; the event waits.' : 'An attempt failed; the event is tried again.', {
+        ...fields,
+        kind,
+        failures: count[kind],
+        retryAfterMs,
+        error: reason,
+      });
+      return { retryAfterMs };
+    }
+    return attemptToGiveUp(step!, error, count.handler + count.conflict);
+  }
+
+  async function attemptToGiveUp(step: Step, error: unknown, attempts: number): Promise<Wait | undefined> {
+    try {
+      await giveUp(step, error, attempts);
+      return undefined;
+    } catch (failure) {
+      if (failure instanceof Halt) throw failure.cause;
+      if (isTurnoutError(failure, 'TURNOUT_PARTITION_FENCED')) fenced = true;
+      const retryAfterMs = fenced ? reclaimAfterMs : retryDelayMs(outagePolicy, ++trying.failures.outage, Math.random());
+      logger.error('An event could not be set aside; it is tried again.', { ...place, effectKey: step.effectKey, error: describeError(failure), retryAfterMs });
+      return { retryAfterMs };
+    }
+  }
+
+  /** Lets one event have its effect, or sets it aside. Gives what to wait for, if anything. */
+  async function carryOut(step: Step, signal: AbortSignal): Promise<Wait | undefined> {
+    const { plan, envelope, message } = step;
+    if (plan.kind === 'malformed') return void (await giveUp(step, plan.error, 0));
+    if (plan.kind === 'park') return void (await giveUp(step, parkError(plan.why, envelope!), 0));
+    if (plan.kind === 'observe') return;
+    if (!hasBegun) {
+      const begun = await countBegun(database, owned, message.offset);
+      hasBegun = true;
+      if (begun > mostBegun) {
+        const what = `The process has ended ${begun - 1} times in a row while it was at this event.`;
+        return void (await giveUp(step, new TurnoutError('TURNOUT_HANDLER_FAILED', what), begun - 1));
+      }
+    }
+    // Numbered events are judged by their gate.
+    if (plan.repeat && plan.turn === undefined && !(await isKnown(database, name, step.effectKey, envelope!.time))) return void (await unknownRepeat(step));
+
+    const reaction = table.find(envelope!.type, envelope!.version)!;
+    let event: Performance['event'];
+    try {
+      event = await toEvent(reaction.event, envelope!);
+    } catch (error) {
+      if (!isTurnoutError(error, 'TURNOUT_EVENT_DATA_INVALID')) throw error;
+      return void (await giveUp(step, error, 0));
+    }
+    const { failures } = trying;
+    const performed = await perform(
+      runtime,
+      {
+        envelope: envelope!,
+        reaction,
+        event,
+        message: { ...message, topic: owned.topic, partition: owned.partition },
+        effectKey: step.effectKey,
+        turn: plan.turn,
+        signal,
+        attempt: failures.handler + failures.conflict + 1,
+        // A new sequence number is proof that it is no repeat, however old it is. A call may have brought a stamped one before.
+        retentionMs: plan.stamped || plan.repeat ? definition.retentionMs : foreverMs,
+        ownIntent: trying.ran !== 'no' || failures.handler > 0,
+        hasRun: trying.ran === 'done',
+      },
+      surroundings(step),
+      () => {
+        trying.ran = 'done';
+      },
+    );
+    if (performed === 'busy') return { retryAfterMs: busyMs };
+    movedTo(step.behind);
+    if (performed === 'applied' && plan.turn !== undefined) await drainAfter(envelope!);
+    return undefined;
+  }
+
+  function surroundings(step: Step): Surroundings {
+    const { key, source } = step.envelope!;
+    const question = { effectKey: step.effectKey, source, key };
+    const nothing: Advance = { next: owned.next, sequences: new Map(), alarms: [] };
+    return {
+      check: (tx) => advance(tx, owned, nothing, question),
+      move: (tx) => advance(tx, owned, step.behind, question),
+    };
+  }
+
+  async function drainAfter({ source, topic, key }: Envelope): Promise<void> {
+    try {
+      await drainKey(runtime, { consumer: name, source, topic, key: key! });
+    } catch (error) {
+      logger.warn('Draining held events failed; the sweep does it later.', { ...place, key, error: describeError(error) });
+    }
+  }
+
+  async function observe(behind: Advance): Promise<undefined> {
+    await advance(database, owned, behind);
+    movedTo(behind);
+  }
+
+  /** Sets an event aside with its error, or halts, as the consumer's policy says. */
+  async function giveUp(step: Step, error: unknown, attempts: number): Promise<void> {
+    if (definition.onFailure === 'halt') {
+      const what = `Event ${step.effectKey} at offset ${step.message.offset} of ${owned.topic}/${owned.partition} failed: ${describeError(error)}.`;
+      throw await halt(isTurnoutError(error) ? error : new TurnoutError('TURNOUT_HANDLER_FAILED', what, { cause: error }), step);
+    }
+    const turn = step.plan.kind === 'park' || step.plan.kind === 'apply' ? step.plan.turn : undefined;
+    const { arrival, holdAs } = heldArrival(step, turn);
+    await database.transaction(async (tx) => {
+      const queryable: Queryable = database.within(tx);
+      const standing = await advance(queryable, owned, step.behind, { effectKey: arrival.effectKey, source: arrival.source, key: arrival.key });
+      if (standing.held !== undefined && standing.held !== 'early') return;
+      await hold(queryable, holdAs, { ...step.message, topic: owned.topic, partition: owned.partition }, 'parked', { error: describeError(error), attempts });
+    });
+    movedTo(step.behind);
+    logger.error('An event was parked; the later ones of its key wait.', {
+      ...place,
+      offset: step.message.offset.toString(),
+      effectKey: step.effectKey,
+      type: step.envelope?.type,
+      key: step.message.key,
+      attempts,
+      error: describeError(error),
+    });
+  }
+
+  function heldArrival(step: Step, turn: Turn | undefined): { arrival: Arrival; holdAs: Arrival } {
+    const { envelope, effectKey, source, message } = step;
+    if (envelope !== undefined) {
+      const arrival = arrivalOf(name, { envelope, effectKey, turn });
+      const reaction = table.find(envelope.type, envelope.version);
+      // Of a type that isn't known here it is not known either whether its key orders: then it does.
+      return { arrival, holdAs: reaction === undefined ? arrival : holdKeyOf(arrival, reaction.event) };
+    }
+    const arrival: Arrival = {
+      consumer: name,
+      effectKey,
+      eventId: '',
+      eventType: message.headers['ce_type'] ?? 'unknown',
+      source,
+      topic: owned.topic,
+      key: message.key,
+      occurredAt: new Date(0),
+      path: 'event',
+      turn: undefined,
+    };
+    return { arrival, holdAs: arrival };
+  }
+
+  /** It was here before by its sequence, and the inbox doesn't know it. Too old for the inbox: dropped. Else nobody knows what it means. */
+  async function unknownRepeat(step: Step): Promise<void> {
+    const { time, sequence } = step.envelope!;
+    if (Date.now() - time.getTime() > definition.retentionMs) {
+      await observe(step.behind);
+      return;
+    }
+    const what = `Event ${step.effectKey} at offset ${step.message.offset} of ${owned.topic}/${owned.partition} has sequence ${sequence?.number}, which was passed before, and is not known.`;
+    throw await halt(new TurnoutError('TURNOUT_UNKNOWN_REPEAT', what, { details: { ...place, offset: step.message.offset, effectKey: step.effectKey } }), step);
+  }
+
+  async function halt(error: TurnoutError, step: Step): Promise<Halt> {
+    const kind = error.code === 'TURNOUT_UNKNOWN_REPEAT' ? 'unknown-repeat' : 'halted';
+    const detail = { ...place, offset: step.message.offset.toString(), effectKey: step.effectKey, type: step.envelope?.type, key: step.message.key, code: error.code };
+    await raiseAlarm(database, name, { kind, detail });
+    logger.error('The consumer halts; its position stays before this event.', { ...detail, error });
+    return new Halt(error);
+  }
+
+  function movedTo(behind: Advance): void {
+    owned.next = behind.next;
+    owned.sequences = new Map([...owned.sequences, ...behind.sequences]);
+    for (const { detail } of behind.alarms) logger.error('Events are missing: the sequence has a hole.', detail);
+  }
+
+  async function reclaim(): Promise<{ next: bigint; retryAfterMs?: number }> {
+    try {
+      const [again] = await claim(database, name, owner, [owned], logger);
+      fenced = false;
+      hasBegun = false;
+      Object.assign(owned, { epoch: again!.epoch, next: again!.next, sequences: again!.sequences } satisfies Partial<OwnedPartition>);
+      logger.info('The group still gives this partition to this process; it was claimed again.', { ...place, epoch: again!.epoch.toString() });
+      return { next: owned.next };
+    } catch (error) {
+      logger.warn('A partition could not be claimed again.', { ...place, error: describeError(error) });
+      return { next: owned.next, retryAfterMs: reclaimAfterMs };
+    }
+  }
+
+  return { owned, work };
+}
+
+/** Ends the consumer: thrown past the handling of failures. */
+class Halt extends Error {
+  override readonly name = 'Halt';
+  override readonly cause: TurnoutError;
+
+  constructor(cause: TurnoutError) {
+    super(cause.message);
+    this.cause = cause;
+  }
+}
+
+interface Trying {
+  readonly offset: bigint;
+  readonly failures: { -readonly [Kind in keyof Failures]: Failures[Kind] };
+  /** Whether a detached handler has come to its end, and only the outcome is missing. */
+  ran: 'no' | 'done';
+}
+
+function attemptsAt(offset: bigint): Trying {
+  return { offset, failures: { handler: 0, conflict: 0, outage: 0 }, ran: 'no' };
+}
+
+function parkError(why: 'refused' | 'handler-missing' | 'version-unhandled', { type, version, refused }: Envelope): TurnoutError {
+  if (why === 'refused') {
+    return new TurnoutError('TURNOUT_EVENT_REFUSED', `The broker refused an event of type ${type}: ${refused}.`, { details: { type, refused } });
+  }
+  return new TurnoutError('TURNOUT_EVENT_UNHANDLED', `There is no handler for ${type} v${version}.`, { details: { type, version } });
+}
+
+/** Aborted some time after `signal`: what is in hand may come to an end. */
+export function withGrace(signal: AbortSignal, graceMs: number): { readonly signal: AbortSignal; end(): void } {
+  const late = new AbortController();
+  let timer: NodeJS.Timeout | undefined;
+  const begin = (): void => {
+    timer = setTimeout(() => late.abort(), graceMs);
+  };
+  if (signal.aborted) begin();
+  else signal.addEventListener('abort', begin, { once: true });
+  return {
+    signal: late.signal,
+    end() {
+      signal.removeEventListener('abort', begin);
+      clearTimeout(timer);
+    },
+  };
+}
+

@@ -1,0 +1,208 @@
+import { TurnoutError, isTurnoutError } from '../errors/index.ts';
+import type { Database, Queryable } from '../database/index.ts';
+import type { AnyEventDefinition, Envelope, Reaction, Turn, TurnoutEvent } from '../event/index.ts';
+import { apply, ensureInboxPartition, hold, intend, settle } from '../inbox/index.ts';
+import type { Arrival, HeldMessage, HoldReason, Verdict } from '../inbox/index.ts';
+import type { Logger } from '../lifecycle/index.ts';
+import type { FailureKind } from './decide.ts';
+import type { ConsumerDefinition, DetachedContext } from './define-consumer.ts';
+import { raiseAlarm } from './position-store.ts';
+import type { Standing } from './position-store.ts';
+import { isOrdered } from './read-event.ts';
+import type { HandlerTable } from './read-event.ts';
+
+/** What all parts of one running consumer share. */
+export interface Runtime {
+  readonly definition: ConsumerDefinition;
+  readonly table: HandlerTable;
+  readonly logger: Logger;
+  /** Runs work when one of the `concurrency` places is free. */
+  readonly inTurn: <Result>(work: () => Promise<Result>) => Promise<Result>;
+}
+
+/** One effect that is owed. */
+export interface Performance {
+  readonly envelope: Envelope;
+  readonly reaction: Reaction<never>;
+  readonly event: TurnoutEvent<never>;
+  readonly message: HeldMessage;
+  readonly effectKey: string;
+  readonly turn: Turn | undefined;
+  readonly signal: AbortSignal;
+  /** Counts from 1. */
+  readonly attempt: number;
+  readonly retentionMs: number;
+  /** Whether an intent without an outcome can only be this process's own, of an attempt that failed. */
+  readonly ownIntent: boolean;
+  /** Whether the handler has run already, and only its outcome could not be written. Detached only. */
+  readonly hasRun: boolean;
+}
+
+/** What surrounds an effect: the fence and position of a partition, or nothing for an event that was held. */
+export interface Surroundings {
+  /** Checks that the caller may still do this, and moves nothing. */
+  check(tx: Queryable): Promise<Standing>;
+  /** Checks the same, and moves the position behind the event. */
+  move(tx: Queryable): Promise<Standing>;
+}
+
+/** How it went, if nothing failed. `busy`: somebody else is at the same effect just now. */
+export type Performed = 'applied' | 'repeated' | 'held' | 'busy';
+
+/** What the handler threw, told apart from what failed around it. */
+export class HandlerThrew extends Error {
+  override readonly name = 'HandlerThrew';
+}
+
+/**
+ * Lets one event have its effect: fence, position, dedupe, handler and outcome in one transaction; for detached handlers the
+ * intent in one, the outcome and the position in another. Rejects if anything fails; nothing is changed then,
+ * except what a detached handler did. What a handler threw is the cause of a {@link HandlerThrew}.
+ */
+export async function perform(runtime: Runtime, performance: Performance, around: Surroundings, onRun?: () => void): Promise<Performed> {
+  const { definition } = runtime;
+  await ensureInboxPartition(definition.database, performance.envelope.time);
+  return definition.mode === 'detached' ? performDetached(runtime, performance, around, onRun) : performInTransaction(runtime, performance, around);
+}
+
+async function performInTransaction({ definition }: Runtime, performance: Performance, around: Surroundings): Promise<Performed> {
+  const { database, name } = definition;
+  const arrival = arrivalOf(name, performance);
+  const { signal, attempt, effectKey } = performance;
+  return database.transaction(async (tx) => {
+    const queryable = database.within(tx);
+    const standing = await around.move(queryable);
+    if (standing.held !== undefined) return 'held';
+    if (waitsBehind(performance, standing)) return holdIt(queryable, performance, arrival, 'behind');
+    const context = { tx, signal, attempt, effectKey };
+    const verdict = await apply(
+      queryable,
+      arrival,
+      async () => {
+        await react(performance, context);
+        return { outcome: 'applied' };
+      },
+      { savepoint: false, retentionMs: performance.retentionMs },
+    );
+    return conclude(queryable, performance, arrival, standing, verdict);
+  });
+}
+
+async function performDetached({ definition, logger }: Runtime, performance: Performance, around: Surroundings, onRun?: () => void): Promise<Performed> {
+  const { database, name, leaseMs } = definition;
+  const arrival = arrivalOf(name, performance);
+  const { signal, effectKey, retentionMs, ownIntent } = performance;
+  let { attempt } = performance;
+  if (!performance.hasRun) {
+    const begun = await database.transaction(async (tx) => {
+      const queryable = database.within(tx);
+      const standing = await around.check(queryable);
+      if (standing.held === undefined && !waitsBehind(performance, standing)) {
+        const verdict = await intend(queryable, arrival, { retentionMs, leaseMs: ownIntent ? 0 : leaseMs });
+        if (verdict.kind === 'go') {
+          if (verdict.attempt > 1 && !ownIntent) {
+            await raiseAlarm(queryable, name, { kind: 'uncertain', detail: { effectKey, attempt: verdict.attempt } });
+          }
+          return verdict;
+        }
+        if (verdict.kind !== 'running') await around.move(queryable);
+        return conclude(queryable, performance, arrival, standing, verdict);
+      }
+      await around.move(queryable);
+      return standing.held !== undefined ? 'held' : holdIt(queryable, performance, arrival, 'behind');
+    });
+    if (typeof begun === 'string') return begun;
+    attempt = begun.attempt;
+    if (attempt > 1 && !ownIntent) {
+      logger.warn('An effect was begun before and its outcome is not known; it is run again.', { consumer: name, effectKey, attempt });
+    }
+    await react(performance, { signal, attempt, effectKey });
+    onRun?.();
+  }
+  return database.transaction(async (tx) => {
+    const queryable = database.within(tx);
+    const standing = await around.move(queryable);
+    return conclude(queryable, performance, arrival, standing, await settle(queryable, arrival, { outcome: 'applied' }, attempt));
+  });
+}
+
+async function react({ reaction, event }: Performance, context: DetachedContext): Promise<void> {
+  try {
+    await reaction.react(event, context as never);
+  } catch (error) {
+    throw new HandlerThrew('A handler threw.', { cause: error });
+  }
+}
+
+async function conclude(tx: Queryable, performance: Performance, arrival: Arrival, { blocked }: Standing, verdict: Verdict): Promise<Performed> {
+  switch (verdict.kind) {
+    case 'done':
+      return verdict.repeated ? 'repeated' : 'applied';
+    case 'early':
+      return holdIt(tx, performance, arrival, blocked ? 'behind' : 'early');
+    case 'running':
+      return 'busy';
+    case 'halted':
+      return holdIt(tx, performance, arrival, 'parked', new TurnoutError('TURNOUT_GATE_HALTED', verdict.reason));
+    case 'reused':
+      return holdIt(
+        tx,
+        performance,
+        arrival,
+        'parked',
+        new TurnoutError('TURNOUT_EFFECT_KEY_REUSED', `The effect key ${performance.effectKey} is known with another ${verdict.what}.`),
+      );
+  }
+}
+
+async function holdIt(tx: Queryable, { message, reaction }: Performance, arrival: Arrival, reason: HoldReason, error?: TurnoutError): Promise<'held'> {
+  await hold(tx, holdKeyOf(arrival, reaction.event), message, reason, error === undefined ? {} : { error: describeError(error) });
+  return 'held';
+}
+
+/** Unordered events are held without their key, so that nothing waits behind them. */
+export function holdKeyOf(arrival: Arrival, definition: AnyEventDefinition): Arrival {
+  return arrival.turn !== undefined || isOrdered(definition, arrival.key) ? arrival : { ...arrival, key: null };
+}
+
+/** Key numbers make an event wait by themselves; one without waits here for those of its key that are held. */
+function waitsBehind({ turn, reaction, envelope }: Performance, { blocked }: Standing): boolean {
+  return blocked && turn === undefined && isOrdered(reaction.event, envelope.key);
+}
+
+export function arrivalOf(consumer: string, { envelope, effectKey, turn }: Pick<Performance, 'envelope' | 'effectKey' | 'turn'>): Arrival {
+  const { id, type, source, topic, key, time } = envelope;
+  return { consumer, effectKey, eventId: id, eventType: type, source, topic, key, occurredAt: time, path: 'event', turn };
+}
+
+/** Why an attempt failed. What the handler threw is the handler's, unless the database is away or stood in its way. */
+export async function classify(database: Database, error: unknown): Promise<FailureKind> {
+  if (isTurnoutError(error, 'TURNOUT_PARTITION_FENCED')) return 'fenced';
+  const threw = error instanceof HandlerThrew;
+  const reason = threw ? error.cause : error;
+  if (isConflict(reason)) return 'conflict';
+  if (!threw && outages.some((code) => isTurnoutError(reason, code))) return 'outage';
+  try {
+    await database.query('select 1');
+    return 'handler';
+  } catch {
+    return 'outage';
+  }
+}
+
+const outages = ['TURNOUT_DATABASE_UNREACHABLE', 'TURNOUT_POOL_TIMEOUT', 'TURNOUT_COMMIT_UNKNOWN'] as const;
+
+/** Serialization failure or deadlock, as `pg` tells it, or wrapped as by TypeORM. */
+function isConflict(error: unknown): boolean {
+  if (typeof error !== 'object' || error === null) return false;
+  const { code, driverError } = error as { code?: unknown; driverError?: unknown };
+  return code === '40001' || code === '40P01' || (driverError !== undefined && isConflict(driverError));
+}
+
+/** What is kept of an error with a held event: its code, if it has one, and its message. */
+export function describeError(error: unknown): string {
+  const reason: unknown = error instanceof HandlerThrew ? error.cause : error;
+  if (!(reason instanceof Error)) return String(reason);
+  const { code } = reason as { code?: unknown };
+  return typeof code === 'string' ? `${code}: ${reason.message}` : reason.message;
+}
