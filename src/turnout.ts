@@ -50,8 +50,11 @@ export interface Occurrence extends EventOptions {
   readonly data: unknown;
 }
 
-/** Publishes events with business transactions, and makes the calls that switchovers still owe. Made by {@link createTurnout}. */
-export interface Turnout<Tx> {
+/**
+ * Publishes events with business transactions, and makes the calls that switchovers still owe. Made by {@link createTurnout}.
+ * `Tx` is what {@link Turnout.transaction} hands out, `Open` all that stands for an open transaction.
+ */
+export interface Turnout<Tx, Open = Tx> {
   /**
    * Runs `work` in a transaction; calls start right after its commit. Deadlocks and serialization failures are tried
    * again, so `work` may run more than once. Throws what `work` throws, TURNOUT_TRANSACTION_ABORTED.
@@ -70,7 +73,7 @@ export interface Turnout<Tx> {
    * });
    */
   publish<Name extends string, Input, Data>(
-    tx: Tx,
+    tx: Open,
     event: EventDefinition<Name, Input, Data>,
     data: NoInfer<Input>,
     options?: EventOptions,
@@ -82,9 +85,9 @@ export interface Turnout<Tx> {
    * @example
    * await turnout.publishAll(tx, [occurrence(OrderPlaced, order), occurrence(StockTaken, stock)]);
    */
-  publishAll(tx: Tx, occurrences: readonly Occurrence[]): Promise<Published[]>;
+  publishAll(tx: Open, occurrences: readonly Occurrence[]): Promise<Published[]>;
   /** Takes the locks of keys early, in one order; see docs/outbox.md on deadlocks. Throws TURNOUT_TOO_MANY_KEYS. */
-  lockKeys(tx: Tx, event: AnyEventDefinition, keys: readonly string[]): Promise<void>;
+  lockKeys(tx: Open, event: AnyEventDefinition, keys: readonly string[]): Promise<void>;
   /**
    * Makes the calls of events whose transaction the caller has committed itself. Resolves when each has been answered or
    * left to the sweeper; never rejects for a call. Does nothing for events that are not there (rolled back) or already delivered.
@@ -103,10 +106,16 @@ export function occurrence<Name extends string, Input, Data>(
   return { event, data, ...options };
 }
 
-export interface TurnoutOptions<Tx> {
+/** What a database takes for an open transaction; may be more than it hands out (TypeORM's `QueryRunner`). */
+interface OpenIn<Open> {
+  within(tx: Open): Queryable;
+  whenEnded(tx: Open, ended: { committed: () => void; rolledBack: () => void }): boolean;
+}
+
+export interface TurnoutOptions<Tx, Open = Tx> {
   /** The unit in which order, routes and sequences are counted: usually the service's name. */
   readonly source: string;
-  readonly database: Database<Tx>;
+  readonly database: Database<Tx> & OpenIn<Open>;
   /** The switchovers whose calls this code has given away: it makes none of them itself any more. */
   readonly switchovers?: readonly SwitchoverDefinition[];
   readonly logger?: Logger;
@@ -124,7 +133,7 @@ export interface TurnoutOptions<Tx> {
  * @example
  * const turnout = createTurnout({ source: 'orders', database: pgDatabase(pool), switchovers: [confirmation] });
  */
-export function createTurnout<Tx>(options: TurnoutOptions<Tx>): Turnout<Tx> {
+export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>): Turnout<Tx, Open> {
   const { source, database, switchovers = [], logger = silentLogger } = options;
   checkOptions(source, switchovers);
   const queue = callQueue({
@@ -138,7 +147,7 @@ export function createTurnout<Tx>(options: TurnoutOptions<Tx>): Turnout<Tx> {
   const names = [...byName.keys()];
   const ownOf = new WeakMap<Published, Own>();
 
-  async function publishAll(tx: Tx, occurrences: readonly Occurrence[]): Promise<Published[]> {
+  async function publishAll(tx: Open, occurrences: readonly Occurrence[]): Promise<Published[]> {
     const requests = occurrences.map(({ event, data, id, headers }) => ({
       definition: event,
       data,

@@ -1,5 +1,11 @@
 import type { Database, Handed, QueryResultLike } from '../../src/database/index.ts';
-import { joinableTransaction, orUnreachable, sessionOf, takeClient, whenStandInEnded } from '../../src/database/index.ts';
+import {
+  joinableTransaction,
+  orUnreachable,
+  sessionOf,
+  takeClient,
+  whenStandInEnded,
+} from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
 import { unjoined } from './join-pool.ts';
 import type { PoolClientLike, PoolLike } from './pool.ts';
@@ -62,9 +68,9 @@ export function pgDatabase<Pool extends PoolLike>(
       const client = tx as PoolClientLike;
       requireTransaction(client);
       return {
-        async query<Row>(text: string, values?: unknown[]) {
+        async query<Row>(text: string, values?: unknown[]): Promise<QueryResultLike<Row>> {
           try {
-            return (await client.query(text, values)) as QueryResultLike<Row>;
+            return await client.query(text, values);
           } catch (error) {
             throw orUnreachable(error);
           }
@@ -72,7 +78,7 @@ export function pgDatabase<Pool extends PoolLike>(
       };
     },
     // A client that the user began a transaction on doesn't tell how it ended; the one Turnout began does.
-    whenEnded: (tx, ended) => whenStandInEnded(tx as object, ended),
+    whenEnded: (tx, ended) => whenStandInEnded(tx, ended),
   };
 }
 

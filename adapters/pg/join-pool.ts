@@ -31,7 +31,8 @@ export function joinPool<Pool extends PoolLike>(pool: Pool): Pool {
 
   function connect(callback?: (error: unknown, client?: unknown, done?: () => void) => void): unknown {
     const client = joinedClient(own);
-    if (client === undefined) return (own.connect as (...args: unknown[]) => unknown).call(own, ...(callback === undefined ? [] : [callback]));
+    if (client === undefined)
+      return (own.connect as (...args: unknown[]) => unknown).call(own, ...(callback === undefined ? [] : [callback]));
     if (callback === undefined) return Promise.resolve(client);
     process.nextTick(callback, undefined, client, () => undefined);
     return undefined;

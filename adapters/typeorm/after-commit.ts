@@ -61,7 +61,8 @@ async function refuseFailed({ queryRunner }: TransactionEvent): Promise<void> {
 
 function afterTransactionCommit({ queryRunner }: TransactionEvent): void {
   const depth = depthOf(queryRunner) ?? 0;
-  for (const registration of registrations.get(queryRunner) ?? []) registration.depth = Math.min(registration.depth, depth);
+  for (const registration of registrations.get(queryRunner) ?? [])
+    registration.depth = Math.min(registration.depth, depth);
   settle(queryRunner, (registration) => registration.depth === 0, 'committed');
 }
 
@@ -70,7 +71,11 @@ function afterTransactionRollback({ queryRunner }: TransactionEvent): void {
   settle(queryRunner, (registration) => registration.depth > depth, 'rolledBack');
 }
 
-function settle(runner: QueryRunnerLike, concerned: (registration: Registration) => boolean, how: 'committed' | 'rolledBack'): void {
+function settle(
+  runner: QueryRunnerLike,
+  concerned: (registration: Registration) => boolean,
+  how: 'committed' | 'rolledBack',
+): void {
   const known = registrations.get(runner);
   if (known === undefined) return;
   const left = known.filter((registration) => !concerned(registration));

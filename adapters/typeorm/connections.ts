@@ -4,9 +4,13 @@ import type { DataSourceLike } from './types.ts';
 
 /** How TypeORM's Postgres driver hands out connections of its pools of `pg`. */
 interface PostgresDriverLike {
-  obtainMasterConnection(): Promise<Connection>;
-  obtainSlaveConnection(): Promise<Connection>;
-  readonly master?: { readonly options?: { readonly max?: number }; readonly totalCount?: number; readonly idleCount?: number };
+  obtainMasterConnection: () => Promise<Connection>;
+  obtainSlaveConnection: () => Promise<Connection>;
+  readonly master?: {
+    readonly options?: { readonly max?: number };
+    readonly totalCount?: number;
+    readonly idleCount?: number;
+  };
 }
 
 type Connection = [client: ClientLike, release: (close?: boolean) => void];
@@ -32,7 +36,10 @@ export function clientsOf(dataSource: DataSourceLike): ClientPool {
 
 /** Undefined before the data source was initialized. */
 export function poolSizeOf(dataSource: DataSourceLike): number | undefined {
-  return (dataSource.driver as PostgresDriverLike).master?.options?.max ?? (dataSource.options as { poolSize?: number }).poolSize;
+  return (
+    (dataSource.driver as PostgresDriverLike).master?.options?.max ??
+    (dataSource.options as { poolSize?: number }).poolSize
+  );
 }
 
 /**

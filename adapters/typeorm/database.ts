@@ -1,5 +1,11 @@
 import type { ClientLike, Database, Handed, Queryable, QueryResultLike } from '../../src/database/index.ts';
-import { joinableTransaction, orUnreachable, sessionOf, takeClient, whenStandInEnded } from '../../src/database/index.ts';
+import {
+  joinableTransaction,
+  orUnreachable,
+  sessionOf,
+  takeClient,
+  whenStandInEnded,
+} from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
 import { whenRunnerEnded } from './after-commit.ts';
 import { clientsOf, poolSizeOf } from './connections.ts';
@@ -32,7 +38,12 @@ export function typeOrmDatabase<Manager extends EntityManagerLike>(
 ): TypeOrmDatabase<Manager> {
   const { connectTimeoutMs } = options;
   const clients = clientsOf(dataSource);
-  const joinable = { key: dataSource, pool: clients, connectTimeoutMs, hand: (control: ClientLike) => handed(dataSource, control) };
+  const joinable = {
+    key: dataSource,
+    pool: clients,
+    connectTimeoutMs,
+    hand: (control: ClientLike) => handed(dataSource, control),
+  };
 
   return {
     get maxConnections() {
@@ -51,10 +62,10 @@ export function typeOrmDatabase<Manager extends EntityManagerLike>(
     within(tx) {
       const runner = openRunner(tx);
       return {
-        async query<Row>(text: string, values?: unknown[]) {
+        async query<Row>(text: string, values?: unknown[]): Promise<QueryResultLike<Row>> {
           try {
             const client = (await runner.connect()) as ClientLike;
-            return (await client.query(text, values)) as QueryResultLike<Row>;
+            return await client.query(text, values);
           } catch (error) {
             throw orUnreachable(error);
           }
@@ -70,7 +81,10 @@ export function typeOrmDatabase<Manager extends EntityManagerLike>(
 }
 
 /** A query runner on a given connection, whose transaction begins and ends as TypeORM's do, subscribers included. */
-function handed<Manager extends EntityManagerLike>(dataSource: DataSourceLike<Manager>, control: ClientLike): Handed<Manager> {
+function handed<Manager extends EntityManagerLike>(
+  dataSource: DataSourceLike<Manager>,
+  control: ClientLike,
+): Handed<Manager> {
   const runner = dataSource.createQueryRunner();
   (runner as { databaseConnection?: ClientLike }).databaseConnection = control;
   return {
@@ -92,7 +106,8 @@ function openRunner(tx: EntityManagerLike | QueryRunnerLike): QueryRunnerLike {
   if (runner === undefined) throw required('The entity manager has no transaction: it is that of the data source.');
   // BEGIN sent as plain SQL is nothing that TypeORM knows of; the connection does.
   const status = connectionOf(runner)?.getTransactionStatus?.();
-  if (!runner.isTransactionActive && status !== 'T' && status !== 'E') throw required('No transaction is open on the query runner.');
+  if (!runner.isTransactionActive && status !== 'T' && status !== 'E')
+    throw required('No transaction is open on the query runner.');
   return runner;
 }
 

@@ -36,7 +36,10 @@ export function turnoutMigrations(sets: readonly MigrationSet[]): (new () => Mig
         await applyMigration(queryableOf(queryRunner), file);
       }
       async down(): Promise<void> {
-        throw new TurnoutError('TURNOUT_MIGRATION_FAILED', `Migration ${file.name} has no way down: it would delete events.`);
+        throw new TurnoutError(
+          'TURNOUT_MIGRATION_FAILED',
+          `Migration ${file.name} has no way down: it would delete events.`,
+        );
       }
     };
   });

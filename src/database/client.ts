@@ -29,7 +29,7 @@ interface ArrayStatement {
 /** A connection taken from a pool; `giveBack` with `true` closes it instead. */
 export interface TakenClient<Client extends ClientLike = ClientLike> {
   readonly client: Client;
-  giveBack(close: boolean): void;
+  readonly giveBack: (close: boolean) => void;
 }
 
 /** How a pool hands out its connections. */
@@ -82,11 +82,14 @@ function poolTimeout(cause: unknown, timeoutMs?: number): TurnoutError {
 
 function unreachable(cause: unknown, what?: string): TurnoutError {
   const reason = cause instanceof Error ? cause.message || cause.name : String(cause);
-  return new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', what ?? `The database can't be reached: ${reason}.`, { cause });
+  return new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', what ?? `The database can't be reached: ${reason}.`, {
+    cause,
+  });
 }
 
 const lostCodes = new Set(['ECONNRESET', 'ECONNREFUSED', 'EPIPE', 'ETIMEDOUT', 'ENOTFOUND', '57P01', '57P02', '57P03']);
-const lostMessage = /connection terminated|connection ended|not queryable|client was closed|server closed the connection/i;
+const lostMessage =
+  /connection terminated|connection ended|not queryable|client was closed|server closed the connection/i;
 
 /** Whether an error says that the connection is gone, not that the statement was wrong. */
 export function isConnectionLost(error: unknown): boolean {

@@ -175,7 +175,9 @@ function standIn<Client extends ClientLike>(
   // Postgres warns that no transaction is in progress, and goes on.
   async function endNothing(command: 'commit' | 'rollback'): Promise<ClientResult> {
     if (kind === 'joined' || kind === 'inner') return answer(command.toUpperCase());
-    throw refused(`The transaction is ended by who began it; ${command.toUpperCase()} is not for the code it was handed to.`);
+    throw refused(
+      `The transaction is ended by who began it; ${command.toUpperCase()} is not for the code it was handed to.`,
+    );
   }
 
   async function alone(send: () => Promise<unknown>): Promise<unknown> {
@@ -197,13 +199,14 @@ function standIn<Client extends ClientLike>(
     const send = client.query.bind(client) as (...sent: unknown[]) => Promise<unknown>;
     // Cursors and streams drive the connection themselves; `pg` queues them by itself.
     if (typeof first === 'object' && first !== null && 'submit' in first) return send(...args);
-    const callback = typeof args.at(-1) === 'function' ? (args.pop() as Callback) : undefined;
+    const tell = typeof args.at(-1) === 'function' ? (args.pop() as Tell) : undefined;
     const sql = typeof first === 'string' ? first : String((first as { text?: unknown }).text);
     const result = dispatch(sql, () => send(...args));
-    if (callback === undefined) return result;
+    if (tell === undefined) return result;
+    // Not in the promise: what it throws is its own.
     result.then(
-      (value) => callback(null, value),
-      (error: unknown) => callback(error),
+      (value) => process.nextTick(tell, null, value),
+      (error: unknown) => process.nextTick(tell, error),
     );
     return undefined;
   }
@@ -228,7 +231,7 @@ function standIn<Client extends ClientLike>(
   return { client: stand, scope };
 }
 
-type Callback = (error: unknown, result?: unknown) => void;
+type Tell = (error: unknown, result?: unknown) => void;
 type Listen = (event: string, listener: unknown) => unknown;
 
 function answer(command: string): ClientResult {
@@ -248,7 +251,9 @@ async function commit(client: ClientLike, send: () => Promise<unknown>): Promise
     result = await send();
   } catch (error) {
     if (!isConnectionLost(error)) throw error;
-    throw new TurnoutError('TURNOUT_COMMIT_UNKNOWN', 'It is not known whether the transaction was committed.', { cause: error });
+    throw new TurnoutError('TURNOUT_COMMIT_UNKNOWN', 'It is not known whether the transaction was committed.', {
+      cause: error,
+    });
   }
   if ((result as ClientResult).command === 'ROLLBACK') throw aborted();
   return true;

@@ -63,7 +63,10 @@ export async function migrate(
  * Applies one file in the transaction that is open on `connection`, unless that has been done. For migrators of others;
  * throws like {@link migrate}.
  */
-export async function applyMigration(connection: Queryable, file: MigrationFile): Promise<AppliedMigration | undefined> {
+export async function applyMigration(
+  connection: Queryable,
+  file: MigrationFile,
+): Promise<AppliedMigration | undefined> {
   const { name, set } = file;
   try {
     // Held to the end of the transaction, so it works behind a pooler too; whoever comes second finds the work done.
@@ -83,7 +86,10 @@ export async function applyMigration(connection: Queryable, file: MigrationFile)
   } catch (error) {
     if (error instanceof TurnoutError) throw error;
     const reason = error instanceof Error ? error.message : String(error);
-    throw new TurnoutError('TURNOUT_MIGRATION_FAILED', `Migration ${name} failed: ${reason}.`, { details: { migration: name }, cause: error });
+    throw new TurnoutError('TURNOUT_MIGRATION_FAILED', `Migration ${name} failed: ${reason}.`, {
+      details: { migration: name },
+      cause: error,
+    });
   }
 }
 
@@ -104,7 +110,9 @@ export async function requireMigrations(database: Database, set: MigrationSet): 
     const missing: string[] = [];
     for (const file of state.pending) if (!(await isApplied(session, file))) missing.push(file.name);
     if (missing.length === 0) return;
-    throw new TurnoutError('TURNOUT_MIGRATION_MISSING', `The database lacks ${missing.join(', ')}.`, { details: { missing } });
+    throw new TurnoutError('TURNOUT_MIGRATION_MISSING', `The database lacks ${missing.join(', ')}.`, {
+      details: { missing },
+    });
   } finally {
     session.release();
   }
@@ -132,11 +140,17 @@ interface Comparison {
 export function compare(files: readonly MigrationFile[], recorded: ReadonlyMap<string, string>): Comparison {
   const sets = new Set(files.map((file) => file.set));
   const known = new Set(files.map((file) => file.name));
-  const unknown = [...recorded.keys()].filter((name) => sets.has(name.split('/')[0] as MigrationSet) && !known.has(name));
+  const unknown = [...recorded.keys()].filter(
+    (name) => sets.has(name.split('/')[0] as MigrationSet) && !known.has(name),
+  );
   if (unknown.length > 0) {
-    const problem = new TurnoutError('TURNOUT_DATABASE_NEWER', `The database has migrations that are not known here: ${unknown.join(', ')}.`, {
-      details: { unknown },
-    });
+    const problem = new TurnoutError(
+      'TURNOUT_DATABASE_NEWER',
+      `The database has migrations that are not known here: ${unknown.join(', ')}.`,
+      {
+        details: { unknown },
+      },
+    );
     return { pending: [], problem };
   }
   const pending: MigrationFile[] = [];
@@ -149,15 +163,21 @@ export function compare(files: readonly MigrationFile[], recorded: ReadonlyMap<s
 }
 
 function changed(name: string): TurnoutError {
-  return new TurnoutError('TURNOUT_MIGRATION_CHANGED', `Migration ${name} is not the one that was applied to this database.`, {
-    details: { migration: name },
-  });
+  return new TurnoutError(
+    'TURNOUT_MIGRATION_CHANGED',
+    `Migration ${name} is not the one that was applied to this database.`,
+    {
+      details: { migration: name },
+    },
+  );
 }
 
 async function recordedMigrations(connection: Queryable): Promise<Map<string, string>> {
   const exists = await connection.query("select from pg_class where oid = to_regclass('turnout.migration')");
   if (exists.rows.length === 0) return new Map();
-  const { rows } = await connection.query<{ name: string; checksum: string }>('select name, checksum from turnout.migration order by name');
+  const { rows } = await connection.query<{ name: string; checksum: string }>(
+    'select name, checksum from turnout.migration order by name',
+  );
   return new Map(rows.map((row) => [row.name, row.checksum]));
 }
 

@@ -58,7 +58,10 @@ const creates = /^create (?:unique )?(table|index|view|function)\s+(?!if\b)(?:tu
 
 // `create or replace` and `if not exists` don't match: such an object proves nothing, it may have been there before.
 function createdObjects(sql: string): DatabaseObject[] {
-  return [...sql.matchAll(creates)].map(([, kind, name]) => ({ kind: kind === 'function' ? 'function' : 'relation', name: name! }));
+  return [...sql.matchAll(creates)].map(([, kind, name]) => ({
+    kind: kind === 'function' ? 'function' : 'relation',
+    name: name!,
+  }));
 }
 
 // From src/database and from dist/src/database alike: the package root is the first folder above that has them.
@@ -69,7 +72,10 @@ function migrationsFolder(): string {
     if (existsSync(join(candidate, 'producer', '000001_outbox.sql'))) return candidate;
     const above = dirname(folder);
     if (above === folder) {
-      throw new TurnoutError('TURNOUT_MIGRATION_MISSING', 'The folder migrations/ of the package turnout is not there.');
+      throw new TurnoutError(
+        'TURNOUT_MIGRATION_MISSING',
+        'The folder migrations/ of the package turnout is not there.',
+      );
     }
     folder = above;
   }

@@ -108,7 +108,9 @@ export function openTransaction(
         waiting.splice(waiting.indexOf(waiter), 1);
         next();
         waiter.refuse(
-          refused(`Another connection of the joined transaction has begun one of its own and not ended it for ${patienceMs} ms.`),
+          refused(
+            `Another connection of the joined transaction has begun one of its own and not ended it for ${patienceMs} ms.`,
+          ),
         );
       };
       timer = setTimeout(lookAgain, patienceMs);
@@ -195,7 +197,8 @@ export function openTransaction(
         while (waiting.length > 0 || busy) await new Promise<void>((resolve) => (idle = resolve));
       }
       closing = true;
-      for (const waiter of waiting.splice(0)) waiter.refuse(refused('The transaction that this code had joined was rolled back.'));
+      for (const waiter of waiting.splice(0))
+        waiter.refuse(refused('The transaction that this code had joined was rolled back.'));
       while (busy) await new Promise<void>((resolve) => (idle = resolve));
       let committed = false;
       try {

@@ -58,7 +58,7 @@ function commandOf(statement: string): TransactionCommand {
   if (/^set (?:local )?transaction\b/.test(statement)) return strict(statement) ? 'refuse' : 'ignore';
   if (/^prepare transaction\b/.test(statement) || /^(?:commit|rollback) prepared\b/.test(statement)) return 'refuse';
   if (/^(?:commit|end|rollback|abort)\b.* and chain$/.test(statement)) {
-    return / and no chain$/.test(statement) ? commandOf(statement.replace(/ and no chain$/, '')) : 'refuse';
+    return statement.endsWith(' and no chain') ? commandOf(statement.replace(/ and no chain$/, '')) : 'refuse';
   }
   if (/^(?:commit|end)\b/.test(statement)) return 'commit';
   if (/^rollback(?: work| transaction)? to\b/.test(statement)) return 'other';

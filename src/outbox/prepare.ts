@@ -37,7 +37,8 @@ export async function prepareEvents(requests: readonly PublishRequest[]): Promis
     try {
       const event = await prepareEvent(request);
       const id = event.id?.toLowerCase();
-      if (id !== undefined && ids.has(id)) throw invalid(event.type, 'id', 'is also the id of another event published here');
+      if (id !== undefined && ids.has(id))
+        throw invalid(event.type, 'id', 'is also the id of another event published here');
       if (id !== undefined) ids.add(id);
       prepared.push(event);
     } catch (error) {
@@ -48,10 +49,14 @@ export async function prepareEvents(requests: readonly PublishRequest[]): Promis
 }
 
 function ofRequest(index: number, error: TurnoutError): TurnoutError {
-  return new TurnoutError(error.code, `Of the events to be published, number ${index + 1} was refused: ${JSON.stringify(error.details['path'] ?? error.code)}.`, {
-    details: { ...error.details, index },
-    cause: error,
-  });
+  return new TurnoutError(
+    error.code,
+    `Of the events to be published, number ${index + 1} was refused: ${JSON.stringify(error.details['path'] ?? error.code)}.`,
+    {
+      details: { ...error.details, index },
+      cause: error,
+    },
+  );
 }
 
 async function prepareEvent({ definition, data, id, headers }: PublishRequest): Promise<PreparedEvent> {
@@ -85,8 +90,10 @@ function keyOf(definition: AnyEventDefinition, data: unknown): string | null {
     throw new TurnoutError('TURNOUT_KEY_MISSING', what, { details: { type: definition.name, path: 'key' } });
   }
   if (typeof key !== 'string') throw invalid(definition.name, 'key', `is a ${typeof key}, not a string`);
-  if (key.includes('\0') || !key.isWellFormed()) throw invalid(definition.name, 'key', 'holds a character that can’t be stored');
-  if (Buffer.byteLength(key) > maxKeyBytes) throw invalid(definition.name, 'key', `is longer than ${maxKeyBytes} bytes`);
+  if (key.includes('\0') || !key.isWellFormed())
+    throw invalid(definition.name, 'key', 'holds a character that can’t be stored');
+  if (Buffer.byteLength(key) > maxKeyBytes)
+    throw invalid(definition.name, 'key', `is longer than ${maxKeyBytes} bytes`);
   return key;
 }
 
@@ -97,11 +104,14 @@ function checkHeaders(type: string, headers: Readonly<Record<string, unknown>> |
     if (isReservedHeader(name)) throw invalid(type, path, 'is written by Turnout itself');
     if (typeof value !== 'string') throw invalid(type, path, `is a ${typeof value}, not a string`);
     for (const text of [name, value]) {
-      if (text.includes('\0') || !text.isWellFormed()) throw invalid(type, path, 'holds a character that can’t be stored');
+      if (text.includes('\0') || !text.isWellFormed())
+        throw invalid(type, path, 'holds a character that can’t be stored');
     }
   }
 }
 
 function invalid(type: string, path: string, why: string): TurnoutError {
-  return new TurnoutError('TURNOUT_EVENT_DATA_INVALID', `Event ${type}: ${path}: ${why}.`, { details: { type, path, why } });
+  return new TurnoutError('TURNOUT_EVENT_DATA_INVALID', `Event ${type}: ${path}: ${why}.`, {
+    details: { type, path, why },
+  });
 }

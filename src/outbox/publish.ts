@@ -83,7 +83,12 @@ export async function publishEvents(
   const events = await prepareEvents(requests);
   if (events.length === 0) return [];
   const json = JSON.stringify(events);
-  const rows = await publishRows(tx, [options.source, json, JSON.stringify(options.switchovers), String(options.deliver)]);
+  const rows = await publishRows(tx, [
+    options.source,
+    json,
+    JSON.stringify(options.switchovers),
+    String(options.deliver),
+  ]);
   const stored = JSON.parse(json) as { data: unknown }[];
   return events.map((event, index) => {
     const row = rows[index]!;
@@ -112,7 +117,9 @@ async function publishRows(tx: Queryable, values: string[]): Promise<PublishedRo
 
 function publishError(error: unknown): unknown {
   if (sqlStateOf(error) !== '25P02') return fromDatabaseError(error);
-  return new TurnoutError('TURNOUT_TRANSACTION_ABORTED', 'The transaction had failed before the event was published.', { cause: error });
+  return new TurnoutError('TURNOUT_TRANSACTION_ABORTED', 'The transaction had failed before the event was published.', {
+    cause: error,
+  });
 }
 
 function stampOf({ switchover, consumer, route, epoch, effectKey, generation, number }: StoredStamp): PublishedStamp {
@@ -126,10 +133,15 @@ function stampOf({ switchover, consumer, route, epoch, effectKey, generation, nu
  */
 export async function lockKeys(tx: Queryable, topic: string, keys: readonly string[]): Promise<void> {
   if (keys.some((key) => typeof key !== 'string' || key === '')) {
-    throw new TurnoutError('TURNOUT_KEY_MISSING', `One of the keys to be locked on ${topic} is empty.`, { details: { topic } });
+    throw new TurnoutError('TURNOUT_KEY_MISSING', `One of the keys to be locked on ${topic} is empty.`, {
+      details: { topic },
+    });
   }
   try {
-    await tx.query('select turnout.lock_keys($1, array(select json_array_elements_text($2::text::json)))', [topic, JSON.stringify(keys)]);
+    await tx.query('select turnout.lock_keys($1, array(select json_array_elements_text($2::text::json)))', [
+      topic,
+      JSON.stringify(keys),
+    ]);
   } catch (error) {
     throw publishError(error);
   }

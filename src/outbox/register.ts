@@ -11,7 +11,11 @@ import { isName } from '../event/index.ts';
  * @example
  * await registerEvents(database, 'orders', [OrderPlaced, OrderCancelled]);
  */
-export async function registerEvents(database: Database, source: string, events: readonly AnyEventDefinition[]): Promise<void> {
+export async function registerEvents(
+  database: Database,
+  source: string,
+  events: readonly AnyEventDefinition[],
+): Promise<void> {
   if (!isName(source)) {
     throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `${JSON.stringify(source)} can't be the name of a source.`, {
       details: { path: 'source' },
@@ -19,7 +23,13 @@ export async function registerEvents(database: Database, source: string, events:
   }
   const topics = new Map(events.map(({ topic }) => [topic.name, topic]));
   for (const { name, topic } of events) checkSame(name, topic, topics.get(topic.name)!);
-  const types = events.map(({ name, version, topic, aggregate, order }) => ({ name, version, topic: topic.name, aggregate, ordering: order }));
+  const types = events.map(({ name, version, topic, aggregate, order }) => ({
+    name,
+    version,
+    topic: topic.name,
+    aggregate,
+    ordering: order,
+  }));
   try {
     await database.query('select turnout.register_events($1, $2::text::jsonb, $3::text::jsonb)', [
       source,
@@ -34,7 +44,11 @@ export async function registerEvents(database: Database, source: string, events:
 /** Two event types can name the same topic each in its own way; they must say the same of it. */
 function checkSame(event: string, topic: AnyEventDefinition['topic'], other: AnyEventDefinition['topic']): void {
   if (topic.partitions === other.partitions && topic.maxBytes === other.maxBytes) return;
-  throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `Event ${event} defines topic ${topic.name} otherwise than another event does.`, {
-    details: { path: `${event}.topic`, topic: topic.name },
-  });
+  throw new TurnoutError(
+    'TURNOUT_DEFINITION_INVALID',
+    `Event ${event} defines topic ${topic.name} otherwise than another event does.`,
+    {
+      details: { path: `${event}.topic`, topic: topic.name },
+    },
+  );
 }

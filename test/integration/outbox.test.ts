@@ -5,17 +5,41 @@ import { describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { pgDatabase } from '../../adapters/pg/index.ts';
 import { defineEvent, defineTopic, type AnyEventDefinition } from '../../src/event/index.ts';
-import { lockKeys, publishEvents, registerEvents, runTransaction, type PublishRequest } from '../../src/outbox/index.ts';
+import {
+  lockKeys,
+  publishEvents,
+  registerEvents,
+  runTransaction,
+  type PublishRequest,
+} from '../../src/outbox/index.ts';
 import { waitFor } from '../support/index.ts';
 import { migrated } from '../support/migrated.ts';
 import { database } from '../support/vitest.ts';
 
 const orders = defineTopic({ name: 'orders', maxBytes: 2_000 });
 const schema = z.object({ orderId: z.string(), n: z.number().optional(), text: z.string().optional() });
-const OrderPlaced = defineEvent({ name: 'orders.order-placed', version: 1, topic: orders, schema, key: (order) => order.orderId });
-const OrderCancelled = defineEvent({ name: 'orders.order-cancelled', version: 1, topic: orders, schema, key: (order) => order.orderId });
+const OrderPlaced = defineEvent({
+  name: 'orders.order-placed',
+  version: 1,
+  topic: orders,
+  schema,
+  key: (order) => order.orderId,
+});
+const OrderCancelled = defineEvent({
+  name: 'orders.order-cancelled',
+  version: 1,
+  topic: orders,
+  schema,
+  key: (order) => order.orderId,
+});
 const PageSeen = defineEvent({ name: 'orders.page-seen', version: 1, topic: 'pages', schema, order: 'none' });
-const Unregistered = defineEvent({ name: 'orders.unregistered', version: 1, topic: orders, schema, key: (order) => order.orderId });
+const Unregistered = defineEvent({
+  name: 'orders.unregistered',
+  version: 1,
+  topic: orders,
+  schema,
+  key: (order) => order.orderId,
+});
 
 async function newOutbox(max = 10) {
   const created = await database({ template: migrated('producer') });
@@ -29,7 +53,10 @@ async function newOutbox(max = 10) {
 const shared = await newOutbox(2);
 
 const plain = { source: 'orders', switchovers: [], deliver: false };
-const placed = (orderId: string, more: object = {}): PublishRequest => ({ definition: OrderPlaced, data: { orderId, ...more } });
+const placed = (orderId: string, more: object = {}): PublishRequest => ({
+  definition: OrderPlaced,
+  data: { orderId, ...more },
+});
 const event = (definition: AnyEventDefinition, orderId: string): PublishRequest => ({ definition, data: { orderId } });
 
 interface OutboxRow {
@@ -99,17 +126,31 @@ describe('an event is in the outbox if and only if its transaction was committed
 describe('what publish gives back', () => {
   test('is what was written, in the order given', async () => {
     const { pool, db } = await newOutbox();
-    const requests = Array.from({ length: 50 }, (_, n) => (n % 3 === 0 ? event(PageSeen, `${n}`) : placed(`order-${50 - n}`, { n })));
+    const requests = Array.from({ length: 50 }, (_, n) =>
+      n % 3 === 0 ? event(PageSeen, `${n}`) : placed(`order-${50 - n}`, { n }),
+    );
     const published = await db.transaction((tx) =>
-      publishEvents(db.within(tx), plain, [...requests, { ...placed('last'), id: '0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11', headers: { tenant: 'é' } }]),
+      publishEvents(db.within(tx), plain, [
+        ...requests,
+        { ...placed('last'), id: '0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11', headers: { tenant: 'é' } },
+      ]),
     );
     const rows = await outbox(pool);
     expect(rows.map((row) => row.seq)).toEqual(published.map((each) => each.seq.toString()));
     expect(rows.map((row) => row.id)).toEqual(published.map((each) => each.id));
-    expect(rows.map((row) => JSON.parse(row.payload))).toEqual([...requests.map((each) => each.data), { orderId: 'last' }]);
+    expect(rows.map((row) => JSON.parse(row.payload))).toEqual([
+      ...requests.map((each) => each.data),
+      { orderId: 'last' },
+    ]);
     const seqs = published.map((each) => each.seq);
     expect(seqs).toEqual([...seqs].sort((a, b) => Number(a - b)));
-    expect(published.at(-1)).toMatchObject({ id: '0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11', key: 'last', topic: 'orders', headers: { tenant: 'é' }, stamps: [] });
+    expect(published.at(-1)).toMatchObject({
+      id: '0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11',
+      key: 'last',
+      topic: 'orders',
+      headers: { tenant: 'é' },
+      stamps: [],
+    });
     expect(published[0]).toMatchObject({ key: null, topic: 'pages' });
     const { rows: times } = await pool.query<{ ms: number }>(
       'select (extract(epoch from occurred_at) * 1000)::float8 as ms from turnout.outbox o order by o.seq desc limit 1',
@@ -124,7 +165,13 @@ describe('what publish gives back', () => {
       max: 1,
       types: {
         getTypeParser: ((oid: number, format: 'text') =>
-          [types.builtins.INT8, types.builtins.NUMERIC, types.builtins.TIMESTAMPTZ, types.builtins.UUID, types.builtins.JSONB].includes(oid)
+          [
+            types.builtins.INT8,
+            types.builtins.NUMERIC,
+            types.builtins.TIMESTAMPTZ,
+            types.builtins.UUID,
+            types.builtins.JSONB,
+          ].includes(oid)
             ? (text: string) => ({ parsedByUser: text })
             : types.getTypeParser(oid, format)) as typeof types.getTypeParser,
       },
@@ -149,10 +196,17 @@ describe('what is refused leaves nothing behind', () => {
     ['an unknown source', 'TURNOUT_SOURCE_UNREGISTERED', { source: 'nobody' }, placed('a')],
     ['an unknown switchover', 'TURNOUT_SWITCHOVER_UNKNOWN', { switchovers: ['nothing'] as never[] }, placed('a')],
     ['invalid data', 'TURNOUT_EVENT_DATA_INVALID', {}, { definition: OrderPlaced, data: { orderId: 1 } }],
-    ['a payload over the limit of its topic', 'TURNOUT_PAYLOAD_TOO_LARGE', {}, placed('a', { text: 'x'.repeat(2_000) })],
+    [
+      'a payload over the limit of its topic',
+      'TURNOUT_PAYLOAD_TOO_LARGE',
+      {},
+      placed('a', { text: 'x'.repeat(2_000) }),
+    ],
   ])('%s', async (_, code, options, request) => {
     const { db, pool } = await newOutbox();
-    const publishing = db.transaction((tx) => publishEvents(db.within(tx), { ...plain, ...options }, [request, placed('b')]));
+    const publishing = db.transaction((tx) =>
+      publishEvents(db.within(tx), { ...plain, ...options }, [request, placed('b')]),
+    );
     await expect(publishing).rejects.toMatchObject({ code, retryable: false });
     expect(await keysIn(pool)).toEqual([]);
   });
@@ -161,22 +215,41 @@ describe('what is refused leaves nothing behind', () => {
     const { db } = await newOutbox();
     const many = Array.from({ length: 1_001 }, (_, n) => placed(`order-${n}`));
     const refused = db.transaction((tx) => publishEvents(db.within(tx), plain, many));
-    await expect(refused).rejects.toMatchObject({ code: 'TURNOUT_TOO_MANY_KEYS', details: { keys: 1_001, limit: 1_000 } });
-    await expect(db.transaction((tx) => publishEvents(db.within(tx), plain, many.slice(1)))).resolves.toHaveLength(1_000);
+    await expect(refused).rejects.toMatchObject({
+      code: 'TURNOUT_TOO_MANY_KEYS',
+      details: { keys: 1_001, limit: 1_000 },
+    });
+    await expect(db.transaction((tx) => publishEvents(db.within(tx), plain, many.slice(1)))).resolves.toHaveLength(
+      1_000,
+    );
     const unkeyed = Array.from({ length: 5_000 }, (_, n) => event(PageSeen, `page-${n}`));
     await expect(db.transaction((tx) => publishEvents(db.within(tx), plain, unkeyed))).resolves.toHaveLength(5_000);
     const keys = many.map((_, n) => `key-${n}`);
-    await expect(db.transaction((tx) => lockKeys(db.within(tx), 'orders', keys))).rejects.toMatchObject({ code: 'TURNOUT_TOO_MANY_KEYS' });
+    await expect(db.transaction((tx) => lockKeys(db.within(tx), 'orders', keys))).rejects.toMatchObject({
+      code: 'TURNOUT_TOO_MANY_KEYS',
+    });
   });
 
   test('what the recorded definition contradicts', async () => {
     const { db } = await newOutbox();
-    const more = defineEvent({ name: 'orders.more', version: 1, topic: defineTopic({ name: 'orders', partitions: 7 }), schema, order: 'none' });
-    await expect(registerEvents(db, 'orders', [more])).rejects.toMatchObject({ code: 'TURNOUT_TOPIC_PARTITIONS_CHANGED' });
+    const more = defineEvent({
+      name: 'orders.more',
+      version: 1,
+      topic: defineTopic({ name: 'orders', partitions: 7 }),
+      schema,
+      order: 'none',
+    });
+    await expect(registerEvents(db, 'orders', [more])).rejects.toMatchObject({
+      code: 'TURNOUT_TOPIC_PARTITIONS_CHANGED',
+    });
     const moved = defineEvent({ name: OrderPlaced.name, version: 1, topic: 'elsewhere', schema, order: 'none' });
     await expect(registerEvents(db, 'orders', [moved])).rejects.toMatchObject({ code: 'TURNOUT_EVENT_TYPE_CHANGED' });
-    await expect(registerEvents(db, 'orders', [OrderPlaced, more])).rejects.toMatchObject({ code: 'TURNOUT_DEFINITION_INVALID' });
-    await expect(registerEvents(db, 'Orders!', [OrderPlaced])).rejects.toMatchObject({ code: 'TURNOUT_DEFINITION_INVALID' });
+    await expect(registerEvents(db, 'orders', [OrderPlaced, more])).rejects.toMatchObject({
+      code: 'TURNOUT_DEFINITION_INVALID',
+    });
+    await expect(registerEvents(db, 'Orders!', [OrderPlaced])).rejects.toMatchObject({
+      code: 'TURNOUT_DEFINITION_INVALID',
+    });
     await registerEvents(db, 'orders', [OrderPlaced]);
   });
 });
@@ -184,7 +257,14 @@ describe('what is refused leaves nothing behind', () => {
 describe('the order of a key', () => {
   /** Resolves when a session waits for an advisory lock. */
   const someoneWaits = (pool: Pool): Promise<unknown> =>
-    waitFor(async () => (await pool.query("select from pg_stat_activity where datname = current_database() and wait_event = 'advisory'")).rowCount === 1);
+    waitFor(
+      async () =>
+        (
+          await pool.query(
+            "select from pg_stat_activity where datname = current_database() and wait_event = 'advisory'",
+          )
+        ).rowCount === 1,
+    );
 
   test('is that of the locks, even for who publishes before the business lock is taken', async () => {
     const { db, pool } = await newOutbox();
@@ -209,7 +289,9 @@ describe('the order of a key', () => {
     firstMayEnd();
     await second;
     expect(order).toEqual(['first', 'second']);
-    const ofKey = (await outbox(pool)).filter((row) => row.aggregateid === 'a').map((row) => JSON.parse(row.payload) as { text: string });
+    const ofKey = (await outbox(pool))
+      .filter((row) => row.aggregateid === 'a')
+      .map((row) => JSON.parse(row.payload) as { text: string });
     expect(ofKey.map((payload) => payload.text)).toEqual(['first', 'second']);
   });
 
@@ -236,7 +318,13 @@ describe('the order of a key', () => {
     const keys = Array.from({ length: 30 }, (_, n) => `order-${n}`);
     const rounds = Array.from({ length: 24 }, (_, n) => {
       const mixed = n % 2 === 0 ? keys : [...keys].reverse();
-      return db.transaction((tx) => publishEvents(db.within(tx), plain, [...mixed.slice(n), ...mixed.slice(0, n)].map((key) => placed(key))));
+      return db.transaction((tx) =>
+        publishEvents(
+          db.within(tx),
+          plain,
+          [...mixed.slice(n), ...mixed.slice(0, n)].map((key) => placed(key)),
+        ),
+      );
     });
     await Promise.all(rounds);
     expect(await keysIn(pool)).toHaveLength(24 * 30);
@@ -248,7 +336,9 @@ describe('the order of a key', () => {
       await lockKeys(db.within(tx), 'orders', ['a', 'b', 'c']);
       for (const key of keys) await publishEvents(db.within(tx), plain, [placed(key)]);
     };
-    await Promise.all(Array.from({ length: 12 }, (_, n) => db.transaction(work(n % 2 === 0 ? ['a', 'b', 'c'] : ['c', 'b', 'a']))));
+    await Promise.all(
+      Array.from({ length: 12 }, (_, n) => db.transaction(work(n % 2 === 0 ? ['a', 'b', 'c'] : ['c', 'b', 'a']))),
+    );
   });
 });
 
@@ -279,11 +369,15 @@ describe('runTransaction', () => {
       attempts++;
       await tx.query('select n from stock');
       if (attempts <= failures) await pool.query('update stock set n = n + 1');
-      await tx.query("do $$ begin if current_setting('transaction_isolation') <> 'repeatable read' then raise 'isolation'; end if; end $$");
+      await tx.query(
+        "do $$ begin if current_setting('transaction_isolation') <> 'repeatable read' then raise 'isolation'; end if; end $$",
+      );
       await tx.query('update stock set n = n + 100');
       await publishEvents(db.within(tx), plain, [placed('a')]);
     };
-    await pool.query('alter database ' + (await currentDatabase(pool)) + " set default_transaction_isolation = 'repeatable read'");
+    await pool.query(
+      'alter database ' + (await currentDatabase(pool)) + " set default_transaction_isolation = 'repeatable read'",
+    );
     const strict = new Pool({ ...(pool.options as object), max: 2 });
     try {
       const strictDb = pgDatabase(strict);
@@ -300,7 +394,9 @@ describe('runTransaction', () => {
 
   test('begins anew when a switchover was closed under a transaction that still stamped a call', async () => {
     const { db, pool } = await newOutbox(4);
-    await pool.query("select turnout.register_switchover('orders', 'mail', 'email', '{orders.order-placed}', 'none', 'test')");
+    await pool.query(
+      "select turnout.register_switchover('orders', 'mail', 'email', '{orders.order-placed}', 'none', 'test')",
+    );
     let attempts = 0;
     const published = await runTransaction(db, async (tx) => {
       // What `done` does, as soon as it exists: rows deleted and stage set in one transaction. A snapshot from before
@@ -339,7 +435,14 @@ describe('switchovers', () => {
       ['mail', 'email', '{orders.order-placed}', 'none'],
       ['points', 'loyalty', '{orders.order-placed,orders.order-cancelled}', 'key'],
     ]) {
-      await made.pool.query('select turnout.register_switchover($1, $2, $3, $4, $5, $6)', ['orders', name, consumer, types, ordering, 'test']);
+      await made.pool.query('select turnout.register_switchover($1, $2, $3, $4, $5, $6)', [
+        'orders',
+        name,
+        consumer,
+        types,
+        ordering,
+        'test',
+      ]);
     }
     return made;
   }
@@ -347,9 +450,18 @@ describe('switchovers', () => {
 
   test('each event is stamped for those that have its type, numbered by key, and the call is owed', async () => {
     const { db, pool } = await withSwitchovers();
-    const publish = (requests: PublishRequest[]) => db.transaction((tx) => publishEvents(db.within(tx), declared, requests));
-    const published = await publish([placed('a'), event(OrderCancelled, 'b'), placed('a'), event(PageSeen, 'a'), event(OrderCancelled, 'a')]);
-    const shape = published.map((each) => each.stamps.map((stamp) => `${stamp.consumer} ${stamp.route} ${stamp.turn?.generation}.${stamp.turn?.number}`));
+    const publish = (requests: PublishRequest[]) =>
+      db.transaction((tx) => publishEvents(db.within(tx), declared, requests));
+    const published = await publish([
+      placed('a'),
+      event(OrderCancelled, 'b'),
+      placed('a'),
+      event(PageSeen, 'a'),
+      event(OrderCancelled, 'a'),
+    ]);
+    const shape = published.map((each) =>
+      each.stamps.map((stamp) => `${stamp.consumer} ${stamp.route} ${stamp.turn?.generation}.${stamp.turn?.number}`),
+    );
     expect(shape).toEqual([
       ['email rpc undefined.undefined', 'loyalty rpc 1.1'],
       ['loyalty rpc 1.1'],
@@ -371,10 +483,14 @@ describe('switchovers', () => {
       'select effect_key, due_at is not null as due from turnout.rpc_delivery d order by d.seq, d.consumer',
     );
     expect(owed.map((row) => row.effect_key)).toEqual(
-      published.flatMap((each) => each.stamps.map((stamp) => stamp.effectKey)).concat(owed.slice(-2).map((row) => row.effect_key)),
+      published
+        .flatMap((each) => each.stamps.map((stamp) => stamp.effectKey))
+        .concat(owed.slice(-2).map((row) => row.effect_key)),
     );
     expect(owed.every((row) => !row.due)).toBe(true);
-    const { rows: stamps } = await pool.query('select key, number::integer, seq::text, event_id from turnout.stamp s order by s.seq');
+    const { rows: stamps } = await pool.query(
+      'select key, number::integer, seq::text, event_id from turnout.stamp s order by s.seq',
+    );
     expect(stamps).toHaveLength(5);
     expect(stamps[0]).toEqual({ key: 'a', number: 1, seq: published[0]!.seq.toString(), event_id: published[0]!.id });
   });
@@ -395,7 +511,10 @@ describe('switchovers', () => {
 
   test('a new generation counts from 1 again', async () => {
     const { db, pool } = await withSwitchovers();
-    const publish = () => db.transaction((tx) => publishEvents(db.within(tx), { ...declared, switchovers: ['points'] }, [placed('a'), placed('a')]));
+    const publish = () =>
+      db.transaction((tx) =>
+        publishEvents(db.within(tx), { ...declared, switchovers: ['points'] }, [placed('a'), placed('a')]),
+      );
     await publish();
     await pool.query("update turnout.switchover set generation = 2 where name = 'points'");
     expect((await publish()).map((each) => each.stamps[0]!.turn)).toEqual([
@@ -409,7 +528,13 @@ describe('switchovers', () => {
     await pool.query("update turnout.switchover set stage = 'ramp', percent = 50 where name = 'points'");
     const keys = Array.from({ length: 200 }, (_, n) => `order-${n}`);
     const publish = () =>
-      db.transaction((tx) => publishEvents(db.within(tx), { ...declared, switchovers: ['points'] }, keys.map((key) => placed(key))));
+      db.transaction((tx) =>
+        publishEvents(
+          db.within(tx),
+          { ...declared, switchovers: ['points'] },
+          keys.map((key) => placed(key)),
+        ),
+      );
     const routes = (await publish()).map((each) => each.stamps[0]!.route);
     expect((await publish()).map((each) => each.stamps[0]!.route)).toEqual(routes);
     const events = routes.filter((route) => route === 'event').length;
@@ -427,7 +552,9 @@ describe('from SQL', () => {
 
   test('psql writes the same rows as TypeScript, routes and owed calls included', async () => {
     const { db, pool, url } = await newOutbox();
-    await pool.query("select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')");
+    await pool.query(
+      "select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')",
+    );
     const [published] = await db.transaction((tx) =>
       publishEvents(db.within(tx), { source: 'orders', switchovers: ['points'], deliver: false }, [
         { ...placed('order-1', { n: 1.5, text: 'é' }), headers: { tenant: 'acme' } },
@@ -443,11 +570,21 @@ describe('from SQL', () => {
     );
     expect(rows).toHaveLength(2);
     expect(rows.map((row) => row['id'])).toEqual([published!.id, stdout.trim()]);
-    const same = ({ source, topic, aggregatetype, aggregateid, type, version, payload, headers }: Record<string, unknown>) =>
-      ({ source, topic, aggregatetype, aggregateid, type, version, payload, headers });
+    const same = ({
+      source,
+      topic,
+      aggregatetype,
+      aggregateid,
+      type,
+      version,
+      payload,
+      headers,
+    }: Record<string, unknown>) => ({ source, topic, aggregatetype, aggregateid, type, version, payload, headers });
     expect(same(rows[1]!)).toEqual(same(rows[0]!));
     expect(rows.map((row) => row['routes'])).toEqual([1, 2].map((n) => `loyalty=rpc;epoch=1;generation=1;number=${n}`));
-    const { rows: owed } = await pool.query('select number::integer, due_at is not null as due, effect_key from turnout.rpc_delivery d order by d.number');
+    const { rows: owed } = await pool.query(
+      'select number::integer, due_at is not null as due, effect_key from turnout.rpc_delivery d order by d.number',
+    );
     expect(owed).toEqual([
       { number: 1, due: true, effect_key: `loyalty.${published!.id}` },
       { number: 2, due: true, effect_key: `loyalty.${stdout.trim()}` },
@@ -469,7 +606,10 @@ describe('from SQL', () => {
     ['TU004', `turnout.publish('orders', 'orders.order-placed', 1, 'a', json_build_object('x', repeat('x', 2000)))`],
     ['TU005', `turnout.publish('orders', 'orders.order-placed', 1, null, '{}')`],
     ['TU005', `turnout.publish('orders', 'orders.order-placed', 1, '', '{}')`],
-    ['TU006', `turnout.publish_events('orders', (select json_agg(json_build_object('type', 'orders.order-placed', 'version', 1, 'key', 'k' || n, 'data', '{}'::json)) from generate_series(1, 1001) n))`],
+    [
+      'TU006',
+      `turnout.publish_events('orders', (select json_agg(json_build_object('type', 'orders.order-placed', 'version', 1, 'key', 'k' || n, 'data', '{}'::json)) from generate_series(1, 1001) n))`,
+    ],
     ['TU009', `turnout.publish('orders', 'orders.order-placed', 1, 'a', null)`],
     ['TU009', `turnout.publish('orders', 'orders.order-placed', 1, 'a', 'null')`],
     ['TU009', `turnout.publish('orders', 'orders.order-placed', 1, repeat('k', 1001), '{}')`],
@@ -477,14 +617,19 @@ describe('from SQL', () => {
     ['TU009', `turnout.publish('orders', 'orders.order-placed', 1, 'a', '{}', headers => '{"n": 1}')`],
     ['TU009', `turnout.publish('orders', 'orders.order-placed', 1, 'a', '{}', headers => '["n"]')`],
     ['TU009', `turnout.publish_events('orders', null)`],
-    ['TU009', `turnout.publish_events('orders', '[{"id":"0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11","type":"orders.page-seen","version":1,"data":1},{"id":"0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11","type":"orders.page-seen","version":1,"data":1}]')`],
+    [
+      'TU009',
+      `turnout.publish_events('orders', '[{"id":"0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11","type":"orders.page-seen","version":1,"data":1},{"id":"0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11","type":"orders.page-seen","version":1,"data":1}]')`,
+    ],
   ])('%s for %s', async (sqlState, call) => {
     const { pool } = shared;
     await expect(pool.query(`select * from ${call}`)).rejects.toMatchObject({ code: sqlState });
   });
   test('switchovers that are null are none, and no events are none', async () => {
     const { pool } = shared;
-    const { rows } = await pool.query(`select stamps::text from turnout.publish_events('orders', '[{"type":"orders.page-seen","version":1,"data":1}]', null, null)`);
+    const { rows } = await pool.query(
+      `select stamps::text from turnout.publish_events('orders', '[{"type":"orders.page-seen","version":1,"data":1}]', null, null)`,
+    );
     expect(rows).toEqual([{ stamps: '[]' }]);
     expect((await pool.query("select from turnout.publish_events('orders', '[]')")).rowCount).toBe(0);
   });
@@ -493,12 +638,16 @@ describe('from SQL', () => {
     const created = await database({ template: migrated('producer', 'roles') });
     const pool = created.pool({ max: 2 });
     await registerEvents(pgDatabase(pool), 'orders', [OrderPlaced]);
-    await pool.query("select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')");
+    await pool.query(
+      "select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')",
+    );
     const client = new Client({ connectionString: created.url });
     await client.connect();
     try {
       await client.query('set role turnout_publisher');
-      await client.query("select turnout.publish('orders', 'orders.order-placed', 1, 'a', '{}', switchovers => '{points}')");
+      await client.query(
+        "select turnout.publish('orders', 'orders.order-placed', 1, 'a', '{}', switchovers => '{points}')",
+      );
       for (const forbidden of [
         "insert into turnout.source (name) values ('x')",
         'delete from turnout.outbox',
@@ -516,10 +665,16 @@ describe('from SQL', () => {
 test('several sources in one database count and stamp each for itself', async () => {
   const { db, pool } = await newOutbox();
   await registerEvents(db, 'shop', [OrderPlaced]);
-  await pool.query("select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')");
-  await pool.query("select turnout.register_switchover('shop', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')");
+  await pool.query(
+    "select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')",
+  );
+  await pool.query(
+    "select turnout.register_switchover('shop', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')",
+  );
   const publish = (source: string) =>
-    db.transaction((tx) => publishEvents(db.within(tx), { source, switchovers: ['points'], deliver: false }, [placed('a')]));
+    db.transaction((tx) =>
+      publishEvents(db.within(tx), { source, switchovers: ['points'], deliver: false }, [placed('a')]),
+    );
   const numbers = [];
   for (const source of ['orders', 'shop', 'orders']) numbers.push((await publish(source))[0]!.stamps[0]!.turn!.number);
   expect(numbers).toEqual([1, 1, 2]);

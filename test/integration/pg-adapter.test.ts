@@ -1,4 +1,4 @@
-import { Pool, types, type PoolClient } from 'pg';
+import { Pool, type PoolClient, type types } from 'pg';
 import { describe, expect, test } from 'vitest';
 import { joinPool, pgDatabase } from '../../adapters/pg/index.ts';
 import { freePort, startPostgres, waitFor } from '../support/index.ts';
@@ -26,7 +26,10 @@ async function newDatabase(options: { max?: number; connectTimeoutMs?: number } 
 const write = (to: { query(sql: string, values: unknown[]): Promise<unknown> }, text: string): Promise<unknown> =>
   to.query('insert into note values ($1)', [text]);
 const refusal = (code: string) => expect.objectContaining({ code });
-const ended = (told: string[]) => ({ committed: () => void told.push('committed'), rolledBack: () => void told.push('rolled back') });
+const ended = (told: string[]) => ({
+  committed: () => void told.push('committed'),
+  rolledBack: () => void told.push('rolled back'),
+});
 
 describe('a transaction', () => {
   test('hands out a client, commits, and gives the connection back', async () => {
@@ -62,15 +65,19 @@ describe('a transaction', () => {
       expect(told).toEqual([]);
     });
     expect(told).toEqual(['committed']);
-    await db.transaction(async (tx) => {
-      db.whenEnded(tx, ended(told));
-      throw new Error('no');
-    }).catch(() => undefined);
+    await db
+      .transaction(async (tx) => {
+        db.whenEnded(tx, ended(told));
+        throw new Error('no');
+      })
+      .catch(() => undefined);
     expect(told).toEqual(['committed', 'rolled back']);
-    await db.transaction(async (tx) => {
-      db.whenEnded(tx, ended(told));
-      await tx.query('select 1/0').catch(() => undefined);
-    }).catch(() => undefined);
+    await db
+      .transaction(async (tx) => {
+        db.whenEnded(tx, ended(told));
+        await tx.query('select 1/0').catch(() => undefined);
+      })
+      .catch(() => undefined);
     expect(told).toEqual(['committed', 'rolled back', 'rolled back']);
   });
 
@@ -78,7 +85,10 @@ describe('a transaction', () => {
     const { db } = await newDatabase();
     const told: string[] = [];
     const register = (tx: PoolClient, name: string): void => {
-      db.whenEnded(tx, { committed: () => void told.push(`${name} committed`), rolledBack: () => void told.push(`${name} rolled back`) });
+      db.whenEnded(tx, {
+        committed: () => void told.push(`${name} committed`),
+        rolledBack: () => void told.push(`${name} rolled back`),
+      });
     };
     await db.transaction(async (tx) => {
       register(tx, 'before');
@@ -138,7 +148,10 @@ describe('a transaction', () => {
         create constraint trigger slow after insert on note initially deferred for each row execute function pg_temp.slow();
         insert into note values ('b')`);
       void waitFor(async () => {
-        const { rowCount } = await raw.query("select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and query = 'commit'", [rows[0]!.pid]);
+        const { rowCount } = await raw.query(
+          "select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and query = 'commit'",
+          [rows[0]!.pid],
+        );
         return rowCount === 1;
       });
     });
@@ -153,7 +166,11 @@ describe('a transaction', () => {
       await raw.query('select pg_terminate_backend($1)', [rows[0]!.pid]);
       await write(tx, 'a');
     });
-    await expect(lost).rejects.toMatchObject({ code: 'TURNOUT_DATABASE_UNREACHABLE', retryable: true, cause: expect.any(Error) });
+    await expect(lost).rejects.toMatchObject({
+      code: 'TURNOUT_DATABASE_UNREACHABLE',
+      retryable: true,
+      cause: expect.any(Error),
+    });
     await waitFor(() => raw.totalCount === raw.idleCount);
   });
 });
@@ -221,8 +238,12 @@ describe('code that knows only its pool', () => {
     }
     await db.transaction(async () => {
       expect(await legacyWork('one', 'COMMIT', async () => void (await legacyWork('two', 'ROLLBACK')))).toBe('COMMIT');
-      expect(await legacyWork('three', 'ROLLBACK', async () => void (await legacyWork('four', 'COMMIT')))).toBe('ROLLBACK');
-      expect(await legacyWork('five', 'COMMIT', async () => void (await legacy.query('select 1/0').catch(() => undefined)))).toBe('COMMIT');
+      expect(await legacyWork('three', 'ROLLBACK', async () => void (await legacyWork('four', 'COMMIT')))).toBe(
+        'ROLLBACK',
+      );
+      expect(
+        await legacyWork('five', 'COMMIT', async () => void (await legacy.query('select 1/0').catch(() => undefined))),
+      ).toBe('COMMIT');
     });
     expect(await notes()).toEqual(['five', 'five by pool', 'one', 'one by pool']);
   });
@@ -269,10 +290,12 @@ describe('code that knows only its pool', () => {
         ...Array.from({ length: 5 }, (_, n) => write(legacy, `pool${n}`)),
         ...Array.from({ length: 5 }, (_, n) => write(tx, `tx${n}`)),
         db.transaction((inner) => write(inner, 'inner')),
-        db.transaction(async (inner) => {
-          await write(inner, 'undone');
-          throw new Error('undone');
-        }).catch(() => undefined),
+        db
+          .transaction(async (inner) => {
+            await write(inner, 'undone');
+            throw new Error('undone');
+          })
+          .catch(() => undefined),
       ]);
     });
     const five = (name: string): string[] => Array.from({ length: 5 }, (_, n) => `${name}${n}`);
@@ -295,17 +318,15 @@ describe('code that knows only its pool', () => {
     await expect(stale!.query('select 1')).rejects.toEqual(refusal('TURNOUT_JOIN_REFUSED'));
   });
 
-  test.each([
-    'BEGIN ISOLATION LEVEL SERIALIZABLE',
-    'BEGIN; COMMIT',
-    "PREPARE TRANSACTION 'x'",
-    'COMMIT AND CHAIN',
-  ])('what joining would change the meaning of is refused: %s', async (sql) => {
-    const { db, legacy } = await newDatabase();
-    await db.transaction(async () => {
-      await expect(legacy.query(sql)).rejects.toEqual(refusal('TURNOUT_JOIN_REFUSED'));
-    });
-  });
+  test.each(['BEGIN ISOLATION LEVEL SERIALIZABLE', 'BEGIN; COMMIT', "PREPARE TRANSACTION 'x'", 'COMMIT AND CHAIN'])(
+    'what joining would change the meaning of is refused: %s',
+    async (sql) => {
+      const { db, legacy } = await newDatabase();
+      await db.transaction(async () => {
+        await expect(legacy.query(sql)).rejects.toEqual(refusal('TURNOUT_JOIN_REFUSED'));
+      });
+    },
+  );
 
   test('a transaction that nobody ends is refused at the commit, not left hanging', async () => {
     const { db, legacy, notes } = await newDatabase({ connectTimeoutMs: 100 });
@@ -362,7 +383,11 @@ describe('a pool that is too small', () => {
 test('a database that is not there is named so, with the cause', async () => {
   const pool = new Pool({ host: '127.0.0.1', port: await freePort(), max: 1 });
   const db = pgDatabase(pool, { connectTimeoutMs: 2_000 });
-  const unreachable = { code: 'TURNOUT_DATABASE_UNREACHABLE', retryable: true, cause: expect.objectContaining({ code: 'ECONNREFUSED' }) };
+  const unreachable = {
+    code: 'TURNOUT_DATABASE_UNREACHABLE',
+    retryable: true,
+    cause: expect.objectContaining({ code: 'ECONNREFUSED' }),
+  };
   await expect(db.query('select 1')).rejects.toMatchObject(unreachable);
   await expect(db.connect()).rejects.toMatchObject(unreachable);
   await expect(db.transaction(async () => undefined)).rejects.toMatchObject(unreachable);
@@ -372,7 +397,9 @@ test('a database that is not there is named so, with the cause', async () => {
 describe('a session', () => {
   test('gives rows as text, whatever the user has types parsed to', async () => {
     const created = await database({ template });
-    const pool = created.pool({ types: { getTypeParser: (() => () => 'parsed by the user') as unknown as typeof types.getTypeParser } });
+    const pool = created.pool({
+      types: { getTypeParser: (() => () => 'parsed by the user') as unknown as typeof types.getTypeParser },
+    });
     const session = await pgDatabase(pool).connect();
     const rows = await session.queryText(
       "select 1::bigint, true, null, '2026-01-01 00:00Z'::timestamptz at time zone 'UTC', '{\"a\": 1}'::jsonb, $1::int + 1, '\\x00ff'::bytea",
@@ -390,7 +417,14 @@ describe('a session', () => {
     const session = await db.connect();
     await session.query('select pg_advisory_lock(1)');
     session.release(true);
-    await waitFor(async () => (await raw.query("select from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())")).rowCount === 0);
+    await waitFor(
+      async () =>
+        (
+          await raw.query(
+            "select from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())",
+          )
+        ).rowCount === 0,
+    );
   });
 
   test('tells that its connection is lost, even while nothing runs on it', async () => {

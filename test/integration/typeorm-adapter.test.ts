@@ -26,7 +26,13 @@ const OrderPlaced = defineEvent({
 async function newDatabase(options: { poolSize?: number; connectTimeoutMs?: number; bound?: boolean } = {}) {
   const { poolSize = 6, connectTimeoutMs = 3_000, bound = true } = options;
   const created = await database({ template: migrated('producer') });
-  const dataSource = new DataSource({ type: 'postgres', url: created.url, poolSize, entities: [NoteEntity], synchronize: true });
+  const dataSource = new DataSource({
+    type: 'postgres',
+    url: created.url,
+    poolSize,
+    entities: [NoteEntity],
+    synchronize: true,
+  });
   // Before initialize(), as legacy code is set up.
   if (bound) bindDataSource(dataSource);
   await dataSource.initialize();
@@ -35,11 +41,16 @@ async function newDatabase(options: { poolSize?: number; connectTimeoutMs?: numb
   const db = typeOrmDatabase(dataSource, { connectTimeoutMs });
   await registerEvents(db, 'orders', [OrderPlaced]);
   const pool: Pool = created.pool({ max: 2 });
-  const notes = async (): Promise<string[]> => (await pool.query<Note>('select text from note n order by n.text')).rows.map((row) => row.text);
+  const notes = async (): Promise<string[]> =>
+    (await pool.query<Note>('select text from note n order by n.text')).rows.map((row) => row.text);
   const published = async (): Promise<(string | null)[]> =>
-    (await pool.query<{ key: string }>('select aggregateid as key from turnout.outbox o order by o.seq')).rows.map((row) => row.key);
+    (await pool.query<{ key: string }>('select aggregateid as key from turnout.outbox o order by o.seq')).rows.map(
+      (row) => row.key,
+    );
   const publish = (tx: Parameters<typeof db.within>[0], orderId: string) =>
-    publishEvents(db.within(tx), { source: 'orders', switchovers: [], deliver: false }, [{ definition: OrderPlaced, data: { orderId } }]);
+    publishEvents(db.within(tx), { source: 'orders', switchovers: [], deliver: false }, [
+      { definition: OrderPlaced, data: { orderId } },
+    ]);
   return { dataSource, db, pool, notes, published, publish };
 }
 
@@ -253,7 +264,12 @@ describe('a transaction of Turnout', () => {
         ...Array.from({ length: 3 }, (_, n) => dataSource.getRepository(NoteEntity).insert({ text: `repository${n}` })),
       ]);
     });
-    expect(await notes()).toEqual(['legacy0', 'legacy2', ...[0, 1, 2].map((n) => `manager${n}`), ...[0, 1, 2].map((n) => `repository${n}`)]);
+    expect(await notes()).toEqual([
+      'legacy0',
+      'legacy2',
+      ...[0, 1, 2].map((n) => `manager${n}`),
+      ...[0, 1, 2].map((n) => `repository${n}`),
+    ]);
   });
 
   test('publishing from what joined it is told of the real end', async () => {
@@ -273,7 +289,10 @@ describe('a transaction of Turnout', () => {
   test('in a pool that is too small is an error, not a deadlock', async () => {
     const { db } = await newDatabase({ poolSize: 1, connectTimeoutMs: 100 });
     await expect(db.transaction(() => db.query('select 1'))).rejects.toMatchObject({ code: 'TURNOUT_POOL_TIMEOUT' });
-    await expect(db.query<{ one: number }>('select 1 as one')).resolves.toMatchObject({ rows: [{ one: 1 }], rowCount: 1 });
+    await expect(db.query<{ one: number }>('select 1 as one')).resolves.toMatchObject({
+      rows: [{ one: 1 }],
+      rowCount: 1,
+    });
   });
 
   test('runs at the isolation level of the data source', async () => {
@@ -281,7 +300,9 @@ describe('a transaction of Turnout', () => {
     const dataSource = new DataSource({ type: 'postgres', url: created.url, isolationLevel: 'REPEATABLE READ' });
     await dataSource.initialize();
     onTestFinished(() => dataSource.destroy());
-    const level = await typeOrmDatabase(dataSource).transaction((manager) => manager.query<{ level: string }[]>("select current_setting('transaction_isolation') as level"));
+    const level = await typeOrmDatabase(dataSource).transaction((manager) =>
+      manager.query<{ level: string }[]>("select current_setting('transaction_isolation') as level"),
+    );
     expect(level).toEqual([{ level: 'repeatable read' }]);
   });
 });
@@ -310,7 +331,11 @@ describe('migrations for TypeORM', () => {
 
   test('do nothing where turnout migrate has run', async () => {
     const created = await database({ template: migrated('producer') });
-    const dataSource = new DataSource({ type: 'postgres', url: created.url, migrations: turnoutMigrations(['producer']) });
+    const dataSource = new DataSource({
+      type: 'postgres',
+      url: created.url,
+      migrations: turnoutMigrations(['producer']),
+    });
     await dataSource.initialize();
     onTestFinished(() => dataSource.destroy());
     expect((await dataSource.runMigrations()).length).toBeGreaterThan(0);

@@ -11,11 +11,16 @@ function afterError(status: 'known' | 'late' | 'never told', failed: boolean): C
       answered = true;
       if (failed && status === 'never told') throw new Error('current transaction is aborted');
     },
-    ...(status === 'never told' ? {} : { getTransactionStatus: () => (answered ? state : 'T'), readyForQuery: answered }),
+    ...(status === 'never told'
+      ? {}
+      : { getTransactionStatus: () => (answered ? state : 'T'), readyForQuery: answered }),
   } as unknown as ClientLike;
 }
 
-test.each(['known', 'late', 'never told'] as const)('a failed transaction is seen when its status is %s', async (status) => {
-  expect(await hasFailed(afterError(status, true))).toBe(true);
-  expect(await hasFailed(afterError(status, false))).toBe(false);
-});
+test.each(['known', 'late', 'never told'] as const)(
+  'a failed transaction is seen when its status is %s',
+  async (status) => {
+    expect(await hasFailed(afterError(status, true))).toBe(true);
+    expect(await hasFailed(afterError(status, false))).toBe(false);
+  },
+);

@@ -41,7 +41,15 @@ describe('what is recorded against what there is', () => {
   test('what is missing is pending, in order', () => {
     expect(compare([one, two], new Map()).pending).toEqual([one, two]);
     expect(compare([one, two], new Map([[one.name, one.checksum]])).pending).toEqual([two]);
-    expect(compare([one, two], new Map([[one.name, one.checksum], [two.name, two.checksum]])).pending).toEqual([]);
+    expect(
+      compare(
+        [one, two],
+        new Map([
+          [one.name, one.checksum],
+          [two.name, two.checksum],
+        ]),
+      ).pending,
+    ).toEqual([]);
   });
 
   test('a changed file is refused', () => {

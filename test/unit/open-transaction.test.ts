@@ -15,7 +15,8 @@ function fakeConnection() {
     overlapped ||= ++running > 1;
     await turn();
     for (const part of sql.split(';').map((each) => each.trim())) {
-      const [, command, name] = /^(savepoint|release savepoint|rollback to savepoint|insert|rollback|commit)\s*(\w*)$/.exec(part)!;
+      const [, command, name] =
+        /^(savepoint|release savepoint|rollback to savepoint|insert|rollback|commit)\s*(\w*)$/.exec(part)!;
       const at = savepoints.findIndex((savepoint) => savepoint.name === name);
       if (command === 'insert') rows.push(name!);
       if (command === 'savepoint') savepoints.push({ name: name!, rows: [...rows] });
@@ -40,7 +41,12 @@ describe('an open transaction', () => {
     await fc.assert(
       fc.asyncProperty(
         fc.array(
-          fc.record({ writes: fc.integer({ min: 0, max: 3 }), inner: fc.boolean(), commit: fc.boolean(), innerCommit: fc.boolean() }),
+          fc.record({
+            writes: fc.integer({ min: 0, max: 3 }),
+            inner: fc.boolean(),
+            commit: fc.boolean(),
+            innerCommit: fc.boolean(),
+          }),
           { minLength: 1, maxLength: 6 },
         ),
         async (users) => {
@@ -108,13 +114,17 @@ describe('an open transaction', () => {
     await expect(outside).rejects.toSatisfy((error) => isTurnoutError(error, 'TURNOUT_JOIN_REFUSED'));
     await transaction.finish(() => connection.execute('rollback').then(() => false), { abandon: true });
     expect(connection.rows()).toEqual([]);
-    await expect(transaction.run(transaction.root, () => connection.execute('insert late'))).rejects.toThrow(/has ended/);
+    await expect(transaction.run(transaction.root, () => connection.execute('insert late'))).rejects.toThrow(
+      /has ended/,
+    );
   });
 
   test('commits statements that nobody awaited, before its end', async () => {
     const connection = fakeConnection();
     const transaction = openTransaction(connection.execute, () => false);
-    const forgotten = [1, 2, 3].map((n) => transaction.run(transaction.root, () => connection.execute(`insert forgotten${n}`)));
+    const forgotten = [1, 2, 3].map((n) =>
+      transaction.run(transaction.root, () => connection.execute(`insert forgotten${n}`)),
+    );
     await transaction.finish(() => connection.execute('commit').then(() => true), { abandon: false });
     expect(connection.rows()).toHaveLength(3);
     await Promise.all(forgotten);

@@ -17,7 +17,13 @@ const OrderPlaced = defineEvent({
   key: (order) => order.orderId,
 });
 
-const Anything = defineEvent({ name: 'orders.anything', version: 1, topic: 'orders', order: 'none', schema: z.unknown() });
+const Anything = defineEvent({
+  name: 'orders.anything',
+  version: 1,
+  topic: 'orders',
+  order: 'none',
+  schema: z.unknown(),
+});
 
 async function refusal(request: Omit<PublishRequest, 'definition'> & Partial<PublishRequest>): Promise<unknown[]> {
   const error: TurnoutError = await prepareEvents([{ definition: OrderPlaced, ...request }]).then(
@@ -30,7 +36,16 @@ async function refusal(request: Omit<PublishRequest, 'definition'> & Partial<Pub
 describe('an event is refused before anything is sent', () => {
   test.each([
     ['data.orderId', { lines: [] }],
-    ['data.lines.1.count', { orderId: 'a', lines: [{ sku: 's', count: 1 }, { sku: 't', count: 'two' }] }],
+    [
+      'data.lines.1.count',
+      {
+        orderId: 'a',
+        lines: [
+          { sku: 's', count: 1 },
+          { sku: 't', count: 'two' },
+        ],
+      },
+    ],
     ['data.more.at', { orderId: 'a', more: { at: new Date() } }],
     ['data.more.0', { orderId: 'a', more: [undefined] }],
     ['data.more', { orderId: 'a', more: Number.NaN }],
@@ -49,29 +64,49 @@ describe('an event is refused before anything is sent', () => {
 
   test('bad keys', async () => {
     const keyed = (key: unknown) =>
-      defineEvent({ name: 'orders.keyed', version: 1, topic: 'orders', schema: z.object({}), key: () => key as string });
+      defineEvent({
+        name: 'orders.keyed',
+        version: 1,
+        topic: 'orders',
+        schema: z.object({}),
+        key: () => key as string,
+      });
     expect(await refusal({ data: { orderId: '' } })).toEqual(['TURNOUT_KEY_MISSING', 'key']);
     expect(await refusal({ definition: keyed(undefined), data: {} })).toEqual(['TURNOUT_KEY_MISSING', 'key']);
     expect(await refusal({ definition: keyed(7), data: {} })).toEqual(['TURNOUT_EVENT_DATA_INVALID', 'key']);
-    expect(await refusal({ definition: keyed('x'.repeat(1001)), data: {} })).toEqual(['TURNOUT_EVENT_DATA_INVALID', 'key']);
+    expect(await refusal({ definition: keyed('x'.repeat(1001)), data: {} })).toEqual([
+      'TURNOUT_EVENT_DATA_INVALID',
+      'key',
+    ]);
   });
 
   test('headers that the relay writes, or that are no text', async () => {
     const data = { orderId: 'a' };
     expect(await refusal({ data, headers: { CE_Id: 'x' } })).toEqual(['TURNOUT_EVENT_DATA_INVALID', 'headers.CE_Id']);
-    expect(await refusal({ data, headers: { tenant: 7 as never } })).toEqual(['TURNOUT_EVENT_DATA_INVALID', 'headers.tenant']);
+    expect(await refusal({ data, headers: { tenant: 7 as never } })).toEqual([
+      'TURNOUT_EVENT_DATA_INVALID',
+      'headers.tenant',
+    ]);
   });
 
   test('ids that are none, or are used twice', async () => {
     expect(await refusal({ data: { orderId: 'a' }, id: '1' })).toEqual(['TURNOUT_EVENT_DATA_INVALID', 'id']);
     const id = '0c7d3c9e-3f0a-4a39-9f39-4f1a2f9f2a11';
     const twice = [id, id.toUpperCase()].map((each) => ({ definition: OrderPlaced, data: { orderId: 'a' }, id: each }));
-    await expect(prepareEvents(twice)).rejects.toMatchObject({ code: 'TURNOUT_EVENT_DATA_INVALID', details: { path: 'id', index: 1 } });
+    await expect(prepareEvents(twice)).rejects.toMatchObject({
+      code: 'TURNOUT_EVENT_DATA_INVALID',
+      details: { path: 'id', index: 1 },
+    });
   });
 
   test('a payload over the limit of its topic, in bytes', async () => {
-    expect(await refusal({ data: { orderId: 'a', more: 'é'.repeat(90) } })).toEqual(['TURNOUT_PAYLOAD_TOO_LARGE', undefined]);
-    await expect(prepareEvents([{ definition: OrderPlaced, data: { orderId: 'a', more: 'e'.repeat(90) } }])).resolves.toHaveLength(1);
+    expect(await refusal({ data: { orderId: 'a', more: 'é'.repeat(90) } })).toEqual([
+      'TURNOUT_PAYLOAD_TOO_LARGE',
+      undefined,
+    ]);
+    await expect(
+      prepareEvents([{ definition: OrderPlaced, data: { orderId: 'a', more: 'e'.repeat(90) } }]),
+    ).resolves.toHaveLength(1);
   });
 
   test('which of several it was', async () => {

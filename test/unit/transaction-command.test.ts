@@ -58,7 +58,13 @@ describe('savepoints of the user', () => {
     ['rollback transaction to a;', [{ command: 'rollback', name: 'a' }]],
     ['release a', [{ command: 'release', name: 'a' }]],
     ['RELEASE SAVEPOINT "My ""own"" point"', [{ command: 'release', name: 'My "own" point' }]],
-    ['savepoint a; insert into t values (1); rollback to a', [{ command: 'set', name: 'a' }, { command: 'rollback', name: 'a' }]],
+    [
+      'savepoint a; insert into t values (1); rollback to a',
+      [
+        { command: 'set', name: 'a' },
+        { command: 'rollback', name: 'a' },
+      ],
+    ],
     ["insert into t values ('; savepoint a')", []],
     ['select 1', []],
     ['rollback', []],
