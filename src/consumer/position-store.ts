@@ -37,7 +37,7 @@ export async function recordStarts(database: Database, consumer: string, topic: 
 }
 
 /** How long a claim waits for the transaction of an earlier owner, before it takes that one for a zombie and ends it. */
-const zombiePatienceMs = 5_000;
+const zombiePatienceMs = 3_000;
 
 /**
  * Makes this process the owner: counts the epochs up, which waits for transactions of the previous owner that are under way
@@ -56,7 +56,8 @@ export async function claim(
   let epochs: Map<string, bigint>;
   try {
     const { rows: own } = await session.query<{ pid: number }>('select pg_backend_pid() as pid');
-    const timer = setTimeout(() => void endZombies(database, own[0]!.pid, logger), zombiePatienceMs);
+    // Again and again: the claim of several partitions meets their earlier owners one after the other.
+    const timer = setInterval(() => void endZombies(database, own[0]!.pid, logger), zombiePatienceMs);
     try {
       // In one order for everybody, so that two claims can't wait for each other.
       const { rows } = await session.query<{ topic: string; partition: number; epoch: string }>(
@@ -71,7 +72,7 @@ export async function claim(
       );
       epochs = new Map(rows.map((row) => [`${row.topic}/${row.partition}`, BigInt(row.epoch)]));
     } finally {
-      clearTimeout(timer);
+      clearInterval(timer);
     }
     session.release();
   } catch (error) {
