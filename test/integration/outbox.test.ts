@@ -645,6 +645,9 @@ describe('from SQL', () => {
     await client.connect();
     try {
       await client.query('set role turnout_publisher');
+      const events = '[{"type": "orders.order-placed", "version": 1, "key": "a", "data": {}}]';
+      await client.query("select from turnout.publish_events('orders', $1, '{points}', true)", [events]);
+      await client.query("select turnout.lock_keys('orders', '{a}')");
       await client.query(
         "select turnout.publish('orders', 'orders.order-placed', 1, 'a', '{}', switchovers => '{points}')",
       );
