@@ -8,7 +8,12 @@ import type { TurnoutConfig } from '../config.ts';
 const defaultNames = ['turnout.config.ts', 'turnout.config.mts', 'turnout.config.js', 'turnout.config.mjs'];
 
 /** Failures that mean "this Node can't read this TypeScript by itself", not "the configuration is wrong". */
-const needsTsx = new Set(['ERR_UNKNOWN_FILE_EXTENSION', 'ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX', 'ERR_MODULE_NOT_FOUND', 'ERR_INVALID_TYPESCRIPT_SYNTAX']);
+const needsTsx = new Set([
+  'ERR_UNKNOWN_FILE_EXTENSION',
+  'ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX',
+  'ERR_MODULE_NOT_FOUND',
+  'ERR_INVALID_TYPESCRIPT_SYNTAX',
+]);
 
 /**
  * Loads `turnout.config.ts` (or the file given) and checks it. Throws TURNOUT_CONFIG_INVALID.
@@ -30,7 +35,10 @@ export async function loadConfig(cwd: string, name: string | undefined): Promise
       return import(`${url}?tsx`);
     });
   } catch (error) {
-    throw new TurnoutError('TURNOUT_CONFIG_INVALID', `${file} can't be loaded: ${messageOf(error)}.`, { details: { file }, cause: error });
+    throw new TurnoutError('TURNOUT_CONFIG_INVALID', `${file} can't be loaded: ${messageOf(error)}.`, {
+      details: { file },
+      cause: error,
+    });
   }
   return validateConfig(exportOf(loaded), file);
 }
@@ -39,9 +47,13 @@ function findConfig(cwd: string, name: string | undefined): string {
   const candidates = name === undefined ? defaultNames : [name];
   const found = candidates.map((candidate) => resolve(cwd, candidate)).find((candidate) => existsSync(candidate));
   if (found !== undefined) return found;
-  throw new TurnoutError('TURNOUT_CONFIG_INVALID', `There is no ${candidates[0]} in ${cwd}; create one, or name another with --config.`, {
-    details: { cwd, candidates },
-  });
+  throw new TurnoutError(
+    'TURNOUT_CONFIG_INVALID',
+    `There is no ${candidates[0]} in ${cwd}; create one, or name another with --config.`,
+    {
+      details: { cwd, candidates },
+    },
+  );
 }
 
 let registered = false;

@@ -9,7 +9,10 @@ export function loggerFor(io: Io): Logger {
   const write =
     (level: string) =>
     (message: string, fields: Readonly<Record<string, unknown>> = {}): void => {
-      const details = Object.entries(fields).map(([name, value]) => `${name}=${value instanceof Error ? value.message : typeof value === 'string' ? value : toJson(value)}`);
+      const details = Object.entries(fields).map(
+        ([name, value]) =>
+          `${name}=${value instanceof Error ? value.message : typeof value === 'string' ? value : toJson(value)}`,
+      );
       io.stderr(`${new Date().toISOString().slice(11, 23)} ${level.padEnd(5)} ${[message, ...details].join('  ')}\n`);
     };
   return { info: write('info'), warn: write('warn'), error: write('error') };

@@ -17,7 +17,7 @@ process.exitCode = await runCli(process.argv.slice(2), {
   cwd: process.cwd(),
   stdout: (text) => void process.stdout.write(text),
   stderr: (text) => void process.stderr.write(text),
-  interactive: process.stderr.isTTY === true,
+  interactive: process.stderr.isTTY,
   stopSignal,
 });
 // For configurations without `close`: what they left open must not keep a finished command alive.

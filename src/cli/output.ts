@@ -30,7 +30,12 @@ export function describeError(error: unknown): { code: string; message: string; 
   const kind = (errorKinds as Readonly<Record<string, ErrorKind>>)[code];
   if (kind === undefined) return { code, message: message === '' ? code : message };
   const details = (error as { details?: unknown }).details;
-  return { code, message: message.replace(` ${kind.remedy}`, ''), remedy: kind.remedy, ...(details === undefined ? {} : { details }) };
+  return {
+    code,
+    message: message.replace(` ${kind.remedy}`, ''),
+    remedy: kind.remedy,
+    ...(details === undefined ? {} : { details }),
+  };
 }
 
 /** The same for people. */
@@ -43,5 +48,12 @@ export function errorText(error: unknown): string {
 export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
   const all = [head, ...rows];
   const widths = head.map((_cell, column) => Math.max(...all.map((row) => (row[column] ?? '').length)));
-  return all.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ').trimEnd()).join('\n');
+  return all
+    .map((row) =>
+      row
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
 }

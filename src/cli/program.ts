@@ -1,5 +1,15 @@
 import { Command, CommanderError, Option } from 'commander';
-import { consume, migrateDatabases, printMigrations, run, showHistory, showStatus, showSwitchovers, switchStage, topicsApply } from './commands/index.ts';
+import {
+  consume,
+  migrateDatabases,
+  printMigrations,
+  run,
+  showHistory,
+  showStatus,
+  showSwitchovers,
+  switchStage,
+  topicsApply,
+} from './commands/index.ts';
 import type { TurnoutConfig } from '../config.ts';
 import { loadConfig } from './load-config.ts';
 import { describeError, errorText, toJson } from './output.ts';
@@ -55,13 +65,18 @@ Exit status: 0 done, 1 failed (with a code and what to do; see docs/errors.md), 
   // Every command takes these, wherever they stand.
   const common = (command: Command): Command =>
     command
-      .addOption(new Option('-c, --config <file>', 'configuration; default: turnout.config.ts (.mts, .js, .mjs) in this folder'))
+      .addOption(
+        new Option('-c, --config <file>', 'configuration; default: turnout.config.ts (.mts, .js, .mjs) in this folder'),
+      )
       .addOption(new Option('--json', 'print one JSON object as the last line of standard output'))
       .exitOverride()
       .configureOutput({ writeOut: io.stdout, writeErr: io.stderr });
 
   /** Loads the configuration, runs the command, prints its report, and closes what the configuration opened. */
-  async function withConfig(options: CommonOptions, command: (config: TurnoutConfig) => Promise<Report | undefined>): Promise<void> {
+  async function withConfig(
+    options: CommonOptions,
+    command: (config: TurnoutConfig) => Promise<Report | undefined>,
+  ): Promise<void> {
     const config = await loadConfig(io.cwd, options.config);
     try {
       print(options, await command(config));
@@ -77,29 +92,46 @@ Exit status: 0 done, 1 failed (with a code and what to do; see docs/errors.md), 
 
   common(program.command('migrate'))
     .description('apply the migrations that the configured databases lack')
-    .option('--set <names...>', 'only these sets: producer, consumer, roles; default: what the configuration needs (never roles)')
+    .option(
+      '--set <names...>',
+      'only these sets: producer, consumer, roles; default: what the configuration needs (never roles)',
+    )
     .option('--dry-run', 'say what would be applied, and change nothing')
-    .option('--print', 'print the SQL of the sets named with --set, for psql or another migrator; needs no configuration')
+    .option(
+      '--print',
+      'print the SQL of the sets named with --set, for psql or another migrator; needs no configuration',
+    )
     .action(async (options: CommonOptions & { set?: string[]; dryRun?: boolean; print?: boolean }) => {
       if (options.print === true) print(options, printMigrations(options.set));
-      else await withConfig(options, (config) => migrateDatabases(config, { sets: options.set, dryRun: options.dryRun === true }));
+      else
+        await withConfig(options, (config) =>
+          migrateDatabases(config, { sets: options.set, dryRun: options.dryRun === true }),
+        );
     });
 
   const topics = program.command('topics').description('Kafka topics and event types of the configured events');
   common(topics.command('apply'))
-    .description('create the topics that are missing, check those that exist, and register source, topics and event types in the database')
+    .description(
+      'create the topics that are missing, check those that exist, and register source, topics and event types in the database',
+    )
     .option('--dry-run', 'say what would be done, and change nothing')
-    .action((options: CommonOptions & { dryRun?: boolean }) => withConfig(options, (config) => topicsApply(config, { dryRun: options.dryRun === true })));
+    .action((options: CommonOptions & { dryRun?: boolean }) =>
+      withConfig(options, (config) => topicsApply(config, { dryRun: options.dryRun === true })),
+    );
 
   common(program.command('run'))
-    .description('publish the outbox to Kafka, make again the calls that are owed, make and empty outbox partitions; until SIGTERM')
+    .description(
+      'publish the outbox to Kafka, make again the calls that are owed, make and empty outbox partitions; until SIGTERM',
+    )
     .addHelpText('after', '\nRun it twice: one leads, the other stands by and takes over within seconds.')
     .action((options: CommonOptions) => withConfig(options, (config) => run(config, io)));
 
   common(program.command('consume'))
     .argument('<consumer>', 'name of a consumer of the configuration')
     .description('run one consumer until SIGTERM; several processes of one name share the partitions')
-    .action((consumer: string, options: CommonOptions) => withConfig(options, (config) => consume(config, consumer, io)));
+    .action((consumer: string, options: CommonOptions) =>
+      withConfig(options, (config) => consume(config, consumer, io)),
+    );
 
   const switching = common(program.command('switch'))
     .usage('<name> <stage> [options] | status | history <name>')
@@ -119,18 +151,27 @@ records where its consumer starts. Run it before code that declares the switchov
   turnout switch order-confirmation event --force --reason "e-mail team is ready, see MAIL-12"
   turnout switch order-confirmation rpc --reason "template broken"`,
     )
-    .action((name: string, stage: string, options: CommonOptions & { reason?: string; force?: boolean; percent?: number }) =>
-      withConfig(options, (config) =>
-        switchStage(config, { name, stage, reason: options.reason, force: options.force === true, percent: options.percent }, io),
-      ),
+    .action(
+      (name: string, stage: string, options: CommonOptions & { reason?: string; force?: boolean; percent?: number }) =>
+        withConfig(options, (config) =>
+          switchStage(
+            config,
+            { name, stage, reason: options.reason, force: options.force === true, percent: options.percent },
+            io,
+          ),
+        ),
     );
   common(switching.command('status'))
     .description('stage, epoch and owed calls of every switchover')
-    .action((_options: unknown, command: Command) => withConfig(command.optsWithGlobals(), (config) => showSwitchovers(config)));
+    .action((_options: unknown, command: Command) =>
+      withConfig(command.optsWithGlobals(), (config) => showSwitchovers(config)),
+    );
   common(switching.command('history'))
     .argument('<name>', 'name of a switchover')
     .description('every stage change of a switchover: when, who, why')
-    .action((name: string, _options: unknown, command: Command) => withConfig(command.optsWithGlobals(), (config) => showHistory(config, name)));
+    .action((name: string, _options: unknown, command: Command) =>
+      withConfig(command.optsWithGlobals(), (config) => showHistory(config, name)),
+    );
 
   common(program.command('status'))
     .description('what is promised for each switchover and consumer as it is configured now, and how the relay stands')

@@ -3,13 +3,32 @@ import { TurnoutError } from '../errors/index.ts';
 import { isName } from '../event/index.ts';
 
 const shape: Readonly<Record<keyof TurnoutConfig, (value: unknown) => string | undefined>> = {
-  source: (value) => (typeof value === 'string' && isName(value) ? undefined : 'is not a name: lower case letters, digits, dots, dashes'),
+  source: (value) =>
+    typeof value === 'string' && isName(value) ? undefined : 'is not a name: lower case letters, digits, dots, dashes',
   database: (value) =>
-    hasMethods(value, ['connect', 'query', 'transaction', 'within']) ? undefined : 'is not a database: use pgDatabase(pool) or typeOrmDatabase(dataSource)',
-  broker: (value) => (hasMethods(value, ['publisher', 'source', 'topics']) ? undefined : 'is not a broker: use kafkaJs(kafka)'),
-  events: (value) => listOf(value, (each) => has(each, 'name') && has(each, 'topic') && has(each, 'schema'), 'an event: use defineEvent'),
-  switchovers: (value) => listOf(value, (each) => has(each, 'name') && has(each, 'consumer') && has(each, 'rpc'), 'a switchover: use defineSwitchover'),
-  consumers: (value) => listOf(value, (each) => has(each, 'name') && has(each, 'database') && has(each, 'handlers'), 'a consumer: use defineConsumer'),
+    hasMethods(value, ['connect', 'query', 'transaction', 'within'])
+      ? undefined
+      : 'is not a database: use pgDatabase(pool) or typeOrmDatabase(dataSource)',
+  broker: (value) =>
+    hasMethods(value, ['publisher', 'source', 'topics']) ? undefined : 'is not a broker: use kafkaJs(kafka)',
+  events: (value) =>
+    listOf(
+      value,
+      (each) => has(each, 'name') && has(each, 'topic') && has(each, 'schema'),
+      'an event: use defineEvent',
+    ),
+  switchovers: (value) =>
+    listOf(
+      value,
+      (each) => has(each, 'name') && has(each, 'consumer') && has(each, 'rpc'),
+      'a switchover: use defineSwitchover',
+    ),
+  consumers: (value) =>
+    listOf(
+      value,
+      (each) => has(each, 'name') && has(each, 'database') && has(each, 'handlers'),
+      'a consumer: use defineConsumer',
+    ),
   close: (value) => (typeof value === 'function' ? undefined : 'is not a function'),
 };
 
@@ -19,21 +38,36 @@ export function validateConfig(value: unknown, file: string): TurnoutConfig {
     throw invalid(file, 'default', 'does not export a configuration: `export default defineConfig({ … })`');
   }
   for (const [field, member] of Object.entries(value)) {
-    if (!Object.hasOwn(shape, field)) throw invalid(file, field, `has the unknown field ${field} (known: ${Object.keys(shape).join(', ')})`);
+    if (!Object.hasOwn(shape, field))
+      throw invalid(file, field, `has the unknown field ${field} (known: ${Object.keys(shape).join(', ')})`);
     const wrong = member === undefined ? undefined : shape[field as keyof TurnoutConfig](member);
     if (wrong !== undefined) throw invalid(file, field, `${field} ${wrong}`);
   }
   const config = value as TurnoutConfig;
   if (config.source !== undefined) {
-    if (config.database === undefined) throw invalid(file, 'database', 'names a source but no database that holds its outbox');
-    if (config.events === undefined) throw invalid(file, 'events', 'names a source but not the events that it publishes');
+    if (config.database === undefined)
+      throw invalid(file, 'database', 'names a source but no database that holds its outbox');
+    if (config.events === undefined)
+      throw invalid(file, 'events', 'names a source but not the events that it publishes');
   }
   if (config.switchovers !== undefined && config.source === undefined) {
     throw invalid(file, 'source', 'has switchovers but names no source: they belong to the service that publishes');
   }
-  refuseTwice(file, 'events', config.events?.map((event) => `${event.name} v${event.version}`));
-  refuseTwice(file, 'switchovers', config.switchovers?.map((switchover) => switchover.name));
-  refuseTwice(file, 'consumers', config.consumers?.map((consumer) => consumer.name));
+  refuseTwice(
+    file,
+    'events',
+    config.events?.map((event) => `${event.name} v${event.version}`),
+  );
+  refuseTwice(
+    file,
+    'switchovers',
+    config.switchovers?.map((switchover) => switchover.name),
+  );
+  refuseTwice(
+    file,
+    'consumers',
+    config.consumers?.map((consumer) => consumer.name),
+  );
   return config;
 }
 
@@ -45,9 +79,13 @@ export function need<Field extends keyof TurnoutConfig>(
 ): TurnoutConfig & { readonly [Name in Field]-?: NonNullable<TurnoutConfig[Name]> } {
   for (const field of fields) {
     if (config[field] === undefined) {
-      throw new TurnoutError('TURNOUT_CONFIG_INVALID', `\`turnout ${command}\` needs \`${field}\` in the configuration.`, {
-        details: { path: field, command },
-      });
+      throw new TurnoutError(
+        'TURNOUT_CONFIG_INVALID',
+        `\`turnout ${command}\` needs \`${field}\` in the configuration.`,
+        {
+          details: { path: field, command },
+        },
+      );
     }
   }
   return config as TurnoutConfig & { readonly [Name in Field]-?: NonNullable<TurnoutConfig[Name]> };

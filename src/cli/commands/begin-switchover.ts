@@ -43,16 +43,27 @@ export async function beginSwitchover(options: BeginOptions): Promise<{ created:
   return { created: true, since };
 }
 
-async function olderTransactionsOver({ source, database, definition, logger, patienceMs }: BeginOptions): Promise<void> {
+async function olderTransactionsOver({
+  source,
+  database,
+  definition,
+  logger,
+  patienceMs,
+}: BeginOptions): Promise<void> {
   const deadline = Date.now() + patienceMs;
   for (let told = false; !(await createdXidFinished(database, source, definition.name)); told = true) {
     const open = await openTransactions(database);
     if (Date.now() > deadline) {
-      throw new TurnoutError('TURNOUT_TRANSACTIONS_OPEN', `Transactions older than switchover ${definition.name} are still open: ${open}.`, {
-        details: { switchover: definition.name, open },
-      });
+      throw new TurnoutError(
+        'TURNOUT_TRANSACTIONS_OPEN',
+        `Transactions older than switchover ${definition.name} are still open: ${open}.`,
+        {
+          details: { switchover: definition.name, open },
+        },
+      );
     }
-    if (!told) logger.info('Waiting for transactions that began before the switchover.', { switchover: definition.name, open });
+    if (!told)
+      logger.info('Waiting for transactions that began before the switchover.', { switchover: definition.name, open });
     await sleep(50);
   }
 }
@@ -85,7 +96,8 @@ async function tryStartOf({ broker, definition: { consumer, topic } }: BeginOpti
   const partitions = [...bounds].sort((one, other) => one.partition - other.partition);
   const missing = partitions.filter((each) => !committed.has(each.partition));
   const complete =
-    missing.length === 0 || (await broker.commitWhileEmpty(consumer, topic, new Map(missing.map((each) => [each.partition, each.high]))));
+    missing.length === 0 ||
+    (await broker.commitWhileEmpty(consumer, topic, new Map(missing.map((each) => [each.partition, each.high]))));
   if (complete) return partitions.map((each) => committed.get(each.partition) ?? each.high);
   const numbers = missing.map((each) => each.partition);
   throw new TurnoutError(

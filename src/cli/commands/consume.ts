@@ -12,9 +12,13 @@ export async function consume(loaded: TurnoutConfig, name: string, io: Io): Prom
   const definition = consumers.find((each) => each.name === name);
   if (definition === undefined) {
     const known = consumers.map((each) => each.name);
-    throw new TurnoutError('TURNOUT_HANDLER_MISSING', `The configuration has no consumer ${name} (it has: ${known.join(', ') || 'none'}).`, {
-      details: { consumer: name, known },
-    });
+    throw new TurnoutError(
+      'TURNOUT_HANDLER_MISSING',
+      `The configuration has no consumer ${name} (it has: ${known.join(', ') || 'none'}).`,
+      {
+        details: { consumer: name, known },
+      },
+    );
   }
   await runService(runConsumer(definition, { source: broker.source(), logger: loggerFor(io) }), io);
 }

@@ -11,9 +11,13 @@ const knownSets: readonly MigrationSet[] = ['producer', 'consumer', 'roles'];
 export function printMigrations(names: readonly string[] | undefined): Report {
   const sets = parseSets(names ?? []);
   if (sets.length === 0) {
-    throw new TurnoutError('TURNOUT_CONFIG_INVALID', '`turnout migrate --print` needs --set, for instance `--set producer`.', {
-      details: { path: '--set' },
-    });
+    throw new TurnoutError(
+      'TURNOUT_CONFIG_INVALID',
+      '`turnout migrate --print` needs --set, for instance `--set producer`.',
+      {
+        details: { path: '--set' },
+      },
+    );
   }
   const sql = migrationScript(sets);
   return { data: { sets, sql }, text: sql.trimEnd() };
@@ -27,7 +31,9 @@ export async function migrateDatabases(
   const wanted = options.sets === undefined ? undefined : parseSets(options.sets);
   const targets = databasesOf(config);
   if (targets.length === 0) {
-    throw new TurnoutError('TURNOUT_CONFIG_INVALID', 'The configuration names neither a database nor a consumer.', { details: { path: 'database' } });
+    throw new TurnoutError('TURNOUT_CONFIG_INVALID', 'The configuration names neither a database nor a consumer.', {
+      details: { path: 'database' },
+    });
   }
   const applied: { database: string; migration: string; state: string }[] = [];
   for (const { name, database, sets } of targets) {
@@ -40,7 +46,10 @@ export async function migrateDatabases(
   const text =
     applied.length === 0
       ? 'Up to date.'
-      : table(['database', 'migration', 'state'], applied.map((each) => [each.database, each.migration, each.state]));
+      : table(
+          ['database', 'migration', 'state'],
+          applied.map((each) => [each.database, each.migration, each.state]),
+        );
   return { data: { dryRun: options.dryRun, applied }, text };
 }
 
@@ -69,8 +78,12 @@ function parseSets(names: readonly string[]): MigrationSet[] {
     .map((name) => {
       const set = knownSets.find((known) => known === name.trim());
       if (set !== undefined) return set;
-      throw new TurnoutError('TURNOUT_CONFIG_INVALID', `There is no migration set ${name} (there are: ${knownSets.join(', ')}).`, {
-        details: { path: '--set', set: name },
-      });
+      throw new TurnoutError(
+        'TURNOUT_CONFIG_INVALID',
+        `There is no migration set ${name} (there are: ${knownSets.join(', ')}).`,
+        {
+          details: { path: '--set', set: name },
+        },
+      );
     });
 }

@@ -17,7 +17,8 @@ export async function runService(service: Service, io: Io): Promise<void> {
     if (started === 'stop') return;
     io.stdout(`${service.name}: ready\n`);
     const ended = await Promise.race([service.failed().then((error) => ({ error })), stop]);
-    if (ended !== 'stop' && ended.error !== undefined) throw ended.error;
+    if (ended !== 'stop' && ended.error !== undefined)
+      throw ended.error instanceof Error ? ended.error : new Error(String(ended.error));
   } finally {
     await service.stop();
   }

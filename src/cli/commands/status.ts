@@ -10,12 +10,18 @@ export async function showStatus(loaded: TurnoutConfig): Promise<Report> {
   const [switchovers, relay] = await Promise.all([switchoverStatus(database, source), relayStatus(loaded)]);
   const described = switchovers.map((each) => ({
     ...each,
-    guarantees: guaranteeOf(each, loaded.consumers?.find((consumer) => consumer.name === each.consumer)),
+    guarantees: guaranteeOf(
+      each,
+      loaded.consumers?.find((consumer) => consumer.name === each.consumer),
+    ),
   }));
   const text = [
     `source ${source}: ${relay.relays === 0 ? 'no relay has published yet' : `last tick ${relay.secondsSinceTick} s ago by ${relay.lastRelay}`}`,
     ...described.map((each) =>
-      [`\n${each.name}: ${each.consumer}, stage ${each.stage}, ${each.owedCalls} calls owed`, ...each.guarantees.map((line) => `  - ${line}`)].join('\n'),
+      [
+        `\n${each.name}: ${each.consumer}, stage ${each.stage}, ${each.owedCalls} calls owed`,
+        ...each.guarantees.map((line) => `  - ${line}`),
+      ].join('\n'),
     ),
     ...(described.length === 0 ? ['\nNo switchovers.'] : []),
   ].join('\n');

@@ -23,9 +23,13 @@ export async function switchStage(loaded: TurnoutConfig, request: SwitchRequest,
   const definition = config.switchovers.find((each) => each.name === name);
   if (definition === undefined) {
     const known = config.switchovers.map((each) => each.name);
-    throw new TurnoutError('TURNOUT_SWITCHOVER_UNKNOWN', `The configuration has no switchover ${name} (it has: ${known.join(', ') || 'none'}).`, {
-      details: { switchover: name, known },
-    });
+    throw new TurnoutError(
+      'TURNOUT_SWITCHOVER_UNKNOWN',
+      `The configuration has no switchover ${name} (it has: ${known.join(', ') || 'none'}).`,
+      {
+        details: { switchover: name, known },
+      },
+    );
   }
   if (stage === 'rpc') {
     const { broker } = need(loaded, 'switch', 'broker');

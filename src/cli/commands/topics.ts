@@ -16,12 +16,25 @@ export async function topicsApply(loaded: TurnoutConfig, options: { readonly dry
     await registerEvents(database, source, events);
     await applyTopics(admin, events, { dryRun: false });
   }
-  const types = events.map((event) => ({ name: event.name, version: event.version, topic: event.topic.name, order: event.order }));
+  const types = events.map((event) => ({
+    name: event.name,
+    version: event.version,
+    topic: event.topic.name,
+    order: event.order,
+  }));
   const text = [
-    table(['topic', 'partitions', options.dryRun ? 'would be' : 'was'], changes.map((each) => [each.topic, String(each.partitions), each.change])),
+    table(
+      ['topic', 'partitions', options.dryRun ? 'would be' : 'was'],
+      changes.map((each) => [each.topic, String(each.partitions), each.change]),
+    ),
     '',
-    table(['event type', 'version', 'topic', 'order'], types.map((each) => [each.name, String(each.version), each.topic, each.order])),
-    options.dryRun ? `Nothing was changed; without --dry-run these are registered for source ${source}.` : `Registered for source ${source}.`,
+    table(
+      ['event type', 'version', 'topic', 'order'],
+      types.map((each) => [each.name, String(each.version), each.topic, each.order]),
+    ),
+    options.dryRun
+      ? `Nothing was changed; without --dry-run these are registered for source ${source}.`
+      : `Registered for source ${source}.`,
   ].join('\n');
   return { data: { dryRun: options.dryRun, source, topics: changes, events: types }, text };
 }

@@ -1,0 +1,240 @@
+// The real thing: PostgreSQL, Apache Kafka, and every part of the example in a process of its own.
+import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Kafka, logLevel } from 'kafkajs';
+import type { Pool } from 'pg';
+import {
+  createDatabase,
+  freePort,
+  spawnNode,
+  startKafka,
+  startPostgres,
+  uniqueName,
+} from '../../../test/support/index.ts';
+import type { Database, Kafka as KafkaPart, NodeProcess, Postgres } from '../../../test/support/index.ts';
+import { countRecords } from './count-records.ts';
+import { openWire } from './wire.ts';
+import type { Wire } from './wire.ts';
+import { calledServices, consumers, switchoverOf } from './world.ts';
+import type { CalledService, Consumer, World } from './world.ts';
+
+const example = (path: string): string => fileURLToPath(new URL(`../${path}`, import.meta.url));
+const turnoutCommand = fileURLToPath(new URL('../../../src/cli/main.ts', import.meta.url));
+
+type Owner = 'shop' | Consumer;
+const owners: readonly Owner[] = ['shop', ...consumers];
+
+/** Everything that has to be ended, in the order in which it came to be. */
+interface Things {
+  readonly processes: Map<string, NodeProcess>;
+  readonly finished: { readonly name: string; readonly output: string }[];
+  readonly wires: Wire[];
+  readonly databases: Database[];
+  readonly parts: (Postgres | KafkaPart)[];
+}
+
+/** Starts it all; if that fails, ends what was started. Rejects with PartMissingError if there is no Kafka to be had. */
+export async function startProcesses(progress: (text: string) => void, signal: AbortSignal): Promise<World> {
+  const things: Things = { processes: new Map(), finished: [], wires: [], databases: [], parts: [] };
+  try {
+    return await start(things, progress, signal);
+  } catch (error) {
+    const logs = await stopAll(things, !signal.aborted && things.processes.size + things.finished.length > 0);
+    if (logs !== undefined) process.stderr.write(`Logs of all processes: ${logs}\n`);
+    throw error;
+  }
+}
+
+async function start(things: Things, progress: (text: string) => void, signal: AbortSignal): Promise<World> {
+  const keep = <Part extends Postgres | KafkaPart>(part: Part): Part => {
+    things.parts.push(part);
+    return part;
+  };
+  const starting = [
+    startPostgres({ onProgress: progress }).then(keep),
+    startKafka({ onProgress: progress }).then(keep),
+  ] as const;
+  // Both have settled before anything is cleaned up.
+  await Promise.allSettled(starting);
+  const [postgres, kafka] = await Promise.all(starting);
+  signal.throwIfAborted();
+
+  progress('Creating five databases');
+  const databases = {} as Record<Owner, Database>;
+  for (const owner of owners) {
+    databases[owner] = await createDatabase(postgres);
+    things.databases.push(databases[owner]);
+  }
+  const pools = Object.fromEntries(owners.map((owner) => [owner, databases[owner].pool({ max: 3 })])) as Record<
+    Owner,
+    Pool
+  >;
+  for (const owner of owners) await pools[owner].query(readFileSync(example(`${owner}/schema.sql`), 'utf8'));
+
+  const ports = {} as Record<CalledService, number>;
+  const wires = {} as Record<CalledService, Wire>;
+  for (const service of calledServices) {
+    ports[service] = await freePort();
+    wires[service] = await openWire(ports[service]);
+    things.wires.push(wires[service]);
+  }
+  const addresses = {
+    EMAIL_URL: wires.email.url,
+    FULFILMENT_URL: wires.fulfilment.url,
+    LOYALTY_URL: wires.loyalty.url,
+  };
+  const environmentOf = (owner: Owner): Record<string, string> => ({
+    DATABASE_URL: databases[owner].url,
+    KAFKA_BROKERS: kafka.brokers.join(','),
+    ...(owner === 'shop' ? addresses : {}),
+  });
+
+  /** A process that stays: ready when it has said so. */
+  async function launch(
+    name: string,
+    file: string,
+    args: readonly string[],
+    env: Record<string, string>,
+    ready: RegExp,
+  ): Promise<RegExpExecArray> {
+    signal.throwIfAborted();
+    const started = spawnNode(file, args, env);
+    things.processes.set(name, started);
+    return started.line(ready, { deadlineMs: 60_000 });
+  }
+  /** A command that ends by itself. */
+  async function turnout(owner: Owner, ...args: string[]): Promise<void> {
+    signal.throwIfAborted();
+    const command = spawnNode(
+      turnoutCommand,
+      [...args, '--config', example(`${owner}/turnout.config.ts`)],
+      environmentOf(owner),
+    );
+    const { code } = await command.exited;
+    things.finished.push({ name: `turnout ${args.join(' ')} (${owner})`, output: command.output });
+    if (code !== 0) throw new Error(`turnout ${args.join(' ')} (${owner}) failed:\n${command.output}`);
+  }
+  async function kill(name: string, how: NodeJS.Signals = 'SIGKILL'): Promise<void> {
+    const running = things.processes.get(name);
+    if (running === undefined) throw new Error(`${name} does not run.`);
+    things.processes.delete(name);
+    await running.kill(how);
+    things.finished.push({ name, output: running.output });
+  }
+  const serveApp = (owner: 'shop' | CalledService, port: number): Promise<unknown> =>
+    launch(
+      owner,
+      example(`${owner}/main.ts`),
+      [],
+      { ...environmentOf(owner), PORT: String(port) },
+      /listening on (\d+)/,
+    );
+  const consume = (consumer: Consumer): Promise<unknown> =>
+    launch(
+      `turnout consume ${consumer}`,
+      turnoutCommand,
+      ['consume', consumer, '--config', example(`${consumer}/turnout.config.ts`)],
+      environmentOf(consumer),
+      /: ready$/,
+    );
+  const relay = (number: number): Promise<unknown> =>
+    launch(
+      `turnout run ${number}`,
+      turnoutCommand,
+      ['run', '--config', example('shop/turnout.config.ts')],
+      environmentOf('shop'),
+      /: ready$/,
+    );
+
+  progress('$ turnout migrate, for each of the five');
+  await Promise.all(owners.map((owner) => turnout(owner, 'migrate')));
+  progress('$ turnout topics apply');
+  await turnout('shop', 'topics', 'apply');
+  progress(`$ turnout switch <name> rpc, for ${Object.values(switchoverOf).join(', ')}`);
+  await Promise.all(calledServices.map((service) => turnout('shop', 'switch', switchoverOf[service], 'rpc')));
+  progress('Starting e-mail, fulfilment, loyalty, their consumers, two relays and the shop');
+  await Promise.all([relay(1), relay(2), ...calledServices.map((service) => serveApp(service, ports[service]))]);
+  // Fulfilment consumes in the process that serves HTTP.
+  await Promise.all([consume('email'), consume('loyalty')]);
+  const shopPort = await freePort();
+  await serveApp('shop', shopPort);
+
+  const client = new Kafka({ clientId: uniqueName('demo'), brokers: [...kafka.brokers], logLevel: logLevel.NOTHING });
+
+  return {
+    parts: `PostgreSQL ${postgres.version} (${postgres.source}), Apache Kafka ${kafka.version} (${kafka.source}), ${things.processes.size} processes of Node ${process.version}`,
+    broker: { name: kafka.name, version: kafka.version },
+    shopUrl: `http://127.0.0.1:${shopPort}`,
+    shop: pools.shop,
+    databases: pools,
+    wires,
+    skips: [],
+    switchTo: (service, stage, reason) =>
+      turnout(
+        'shop',
+        'switch',
+        switchoverOf[service],
+        stage,
+        '--reason',
+        reason,
+        ...(stage === 'event' ? ['--force'] : []),
+      ),
+    killEmail: () => kill('email'),
+    startEmail: async () => void (await serveApp('email', ports.email)),
+    killLoyaltyConsumer: () => kill('turnout consume loyalty'),
+    startLoyaltyConsumer: async () => void (await consume('loyalty')),
+    startAnalytics: async () => void (await consume('analytics')),
+    async killLeadingRelay() {
+      const { rows } = await pools.shop.query<{ relay: string }>(
+        'select t.relay from turnout.relay_tick t order by t.shard, t.tick desc limit 1',
+      );
+      // A relay's name holds the id of its process.
+      const leader = [...things.processes].find(
+        ([name, { pid }]) => name.startsWith('turnout run') && rows[0]?.relay.includes(`-${pid}-`),
+      );
+      if (leader === undefined) throw new Error(`No process leads by the name of ${rows[0]?.relay}.`);
+      await kill(leader[0]);
+    },
+    countTopic: () => countRecords(client, 'shop.orders'),
+    reportFolder: mkdtempSync(join(tmpdir(), 'turnout-demo-')),
+    links: [
+      ...owners.map((owner) => `psql ${databases[owner].url}`),
+      `Kafka: ${kafka.brokers.join(',')}, topic shop.orders`,
+      `Shop: http://127.0.0.1:${shopPort}/orders`,
+      ...calledServices.map(
+        (service) => `${service}: http://127.0.0.1:${ports[service]} (behind ${wires[service].url})`,
+      ),
+    ],
+    stop: ({ keepLogs }) => stopAll(things, keepLogs),
+  };
+}
+
+/** Ends everything, the newest first. Whatever fails, the rest is still ended; the watchdog has the last word. */
+async function stopAll(things: Things, keepLogs: boolean): Promise<string | undefined> {
+  await Promise.all(
+    [...things.processes.values()].map(async (running) => {
+      const patience = setTimeout(() => running.signal('SIGKILL'), 5_000);
+      await running.kill('SIGTERM');
+      clearTimeout(patience);
+    }),
+  );
+  await Promise.allSettled(things.wires.map((wire) => wire.close()));
+  await Promise.allSettled(things.databases.map((database) => database.drop()));
+  await Promise.allSettled(things.parts.map((part) => part.stop({ keepLogs })));
+  return keepLogs ? writeLogs(things) : undefined;
+}
+
+function writeLogs(things: Things): string {
+  const folder = join(tmpdir(), 'turnout-logs', uniqueName('demo'));
+  mkdirSync(folder, { recursive: true });
+  const all = [...things.finished, ...[...things.processes].map(([name, { output }]) => ({ name, output }))];
+  for (const [index, { name, output }] of all.entries()) {
+    writeFileSync(
+      join(folder, `${String(index).padStart(2, '0')}-${name.replaceAll(/[^a-z0-9]+/gi, '-')}.log`),
+      output,
+    );
+  }
+  return folder;
+}
