@@ -93,6 +93,7 @@ begin
       ('turnout_operator', 'register_switchover'),
       ('turnout_operator', 'record_since'),
       ('turnout_operator', 'undeclared_publishers'),
+      ('turnout_reader', 'undeclared_publishers'),
       ('turnout_operator', 'set_stage'),
       ('turnout_operator', 'resume_key')
     ) as w (role, name)

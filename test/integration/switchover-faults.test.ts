@@ -3,6 +3,8 @@ import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { createTurnout, occurrence, rpcSweeper, setStage } from 'turnout';
 import { pgDatabase } from 'turnout/pg';
+import { typeOrmDatabase } from 'turnout/typeorm';
+import { DataSource } from 'typeorm';
 import type { Stage } from 'turnout';
 import { parseRoutes } from '../../src/event/index.ts';
 import { apply, ensureInboxPartition, hold, nextHeld } from '../../src/inbox/index.ts';
@@ -76,6 +78,57 @@ test('a sweeper that can’t reach its database at the start says so', async () 
   const sweeper = rpcSweeper({ source: 'orders', database: pgDatabase(nowhere), switchovers: [] });
   await expect(sweeper.start()).rejects.toMatchObject({ code: 'TURNOUT_DATABASE_UNREACHABLE' });
   await nowhere.end();
+});
+
+test('a sweeper bears losing its database for a while', async () => {
+  const w = await world();
+  await w.sweeper.start();
+  for (let round = 0; round < 3; round++) {
+    await w.from.pool.query(
+      'select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()',
+    );
+    await w.from.pool.query(
+      `select turnout.publish('orders', 'orders.order-placed', 1, 'order-' || $1::text, json_build_object('orderId', 'x', 'step', $1::int), switchovers => '{order-email}')`,
+      [round],
+    );
+  }
+  await nothingOwed(w);
+  expect((await w.to.effects()).toSorted((a, b) => a - b)).toEqual([0, 1, 2]);
+});
+
+test('with TypeORM, the calls start when the user’s own transaction has committed', async () => {
+  const w = await world();
+  const dataSource = await new DataSource({ type: 'postgres', url: w.from.url }).initialize();
+  const turnout = createTurnout({
+    source: 'orders',
+    database: typeOrmDatabase(dataSource),
+    switchovers: [w.email],
+    retry: quickRetry,
+  });
+  closers.push(async () => {
+    await turnout.close();
+    await dataSource.destroy();
+  });
+  const published = await dataSource.transaction(async (manager) => {
+    const inside = await turnout.publish(manager, OrderPlaced, { orderId: 'order-1', step: 1 });
+    expect(await inside.reply(w.email, { timeoutMs: 50 })).toMatchObject({ status: 'pending' });
+    expect(w.to.requests()).toBe(0);
+    return inside;
+  });
+  expect(await published.reply(w.email)).toMatchObject({ status: 'done', outcome: 'applied' });
+  const failing = dataSource.transaction(async (manager) => {
+    await turnout.publish(manager, OrderPlaced, { orderId: 'order-2', step: 2 });
+    throw new Error('no');
+  });
+  await expect(failing).rejects.toThrow('no');
+  expect(
+    await (
+      await turnout.transaction((manager) => turnout.publish(manager, OrderPlaced, { orderId: 'order-3', step: 3 }))
+    ).reply(w.email),
+  ).toMatchObject({
+    status: 'done',
+  });
+  expect(await w.to.effects()).toEqual([1, 3]);
 });
 
 test('routes are the same in SQL and in TypeScript', async () => {
