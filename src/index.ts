@@ -20,7 +20,7 @@ export type {
 // Publishing
 export { createTurnout, occurrence } from './turnout.ts';
 export type { EventOptions, Occurrence, Published, Reply, Turnout, TurnoutOptions } from './turnout.ts';
-export { registerEvents } from './outbox/index.ts';
+export { mayBeRepeated, registerEvents } from './outbox/index.ts';
 export type { PublishedStamp } from './outbox/index.ts';
 
 // Switchovers

@@ -1,4 +1,4 @@
-export { hasFailed, ignoreErrorEvents, isConnectionLost, orUnreachable, sessionOf, takeClient } from './client.ts';
+export { hasFailed, orUnreachable, sessionOf, takeClient } from './client.ts';
 export type { ClientLike, ClientPool, ClientResult, TakenClient } from './client.ts';
 export type { Database, Queryable, QueryResultLike, Session } from './database.ts';
 export { abandoning, joinableTransaction, joinedClient, whenStandInEnded } from './joining.ts';

@@ -29,7 +29,18 @@ export async function runTransaction<Tx, Result>(
   }
 }
 
-/** Whether a transaction that failed with this error may succeed when it is run again from its start. */
+/**
+ * Whether a transaction that failed with this error may succeed when it is run again from its start: for transactions
+ * of your own, which `turnout.transaction()` doesn't run.
+ *
+ * @example
+ * try {
+ *   await dataSource.transaction(placeOrder);
+ * } catch (error) {
+ *   if (!mayBeRepeated(error)) throw error;
+ *   await dataSource.transaction(placeOrder);
+ * }
+ */
 export function mayBeRepeated(error: unknown): boolean {
   const state = sqlStateOf(error);
   if (state === '40P01' || state === '40001') return true;
