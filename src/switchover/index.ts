@@ -1,12 +1,12 @@
 export { afterAnswer } from './after-answer.ts';
 export type { Answered, Next } from './after-answer.ts';
-export { callHeaders, formatTurn, hasCallHeaders, parseTurn, readCallHeaders, readOutcome } from './call-headers.ts';
+export { callHeaders, formatTurn, hasCallHeaders, parseTurn, readCallHeaders } from './call-headers.ts';
 export type { AnsweredOutcome, CalledEffect } from './call-headers.ts';
 export { callQueue } from './call-queue.ts';
 export type { CallQueue, CallQueueOptions } from './call-queue.ts';
 export { callFor, defineSwitchover } from './define-switchover.ts';
 export type { RpcAnswer, RpcCall, SwitchoverDefinition } from './define-switchover.ts';
-export { defaultCallRetry, deliverCall } from './deliver-call.ts';
+export { defaultCallRetry } from './deliver-call.ts';
 export type { Delivered, DeliveryOptions, OwedCall } from './deliver-call.ts';
 export { availableStages, isPromotion, isStage, rampBucket, routeFor, stages, transitions } from './stage.ts';
 export type { Routing, Stage } from './stage.ts';
