@@ -7,6 +7,7 @@ import type { ConsumerDefinition, TransactionOptions } from '../../src/consumer/
 import { on } from '../../src/event/index.ts';
 import type { Message, Stamp, Turn } from '../../src/event/index.ts';
 import { apply, ensureInboxPartition } from '../../src/inbox/index.ts';
+import { sleep } from '../../src/lifecycle/index.ts';
 import type { Service } from '../../src/lifecycle/index.ts';
 import { inMemoryBroker } from '../../src/testing/index.ts';
 import type { InMemoryBroker } from '../../src/testing/index.ts';
@@ -332,10 +333,16 @@ describe('start', () => {
     await start({ from: 'now' });
     await send({ orderId: 'a', step: 1 });
     await untilEffects('a 1');
+    // While it runs, and while it does not.
     broker.addPartitions(topic, 2);
     await send({ orderId: 'b', step: 1, partition: 1, number: 1 });
     await untilEffects('a 1', 'b 1');
     expect(await position(1)).toBe(1);
+    await services[0]!.stop();
+    broker.addPartitions(topic, 3);
+    await send({ orderId: 'c', step: 1, partition: 2, number: 1 });
+    await start({ from: 'now' });
+    await untilEffects('a 1', 'b 1', 'c 1');
   });
 
   test('halts when its position is outside of the log', async () => {
@@ -544,6 +551,28 @@ describe('failures', () => {
     expect(await held()).toEqual([expect.objectContaining({ reason: 'parked', step: 2, error: expect.stringContaining('TURNOUT_HANDLER_FAILED') })]);
   });
 
+  test('are waited out without an open transaction, and without holding up other partitions', async () => {
+    broker.addPartitions(topic, 2);
+    await send({ orderId: 'a', step: 1 }, { orderId: 'b', step: 1, partition: 1, number: 1 });
+    let failed = false;
+    await start({
+      retry: { attempts: 2, firstDelayMs: 2_000, maxDelayMs: 2_000 },
+      handlers: [
+        on(events.placed, async (event, { tx }) => {
+          await leaveEffect(tx, event.data);
+          if (event.data.orderId === 'b' || failed) return;
+          failed = true;
+          throw new Error('not yet');
+        }),
+      ],
+    });
+    await untilEffects('b 1');
+    await waitFor(() => failed, { what: 'the first attempt' });
+    const { rows } = await pool.query("select state from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'");
+    expect(rows).toEqual([]);
+    await untilEffects('b 1', 'a 1');
+  });
+
   test('of transactions in each other’s way are tried again and not counted', async () => {
     await send({ orderId: 'a', step: 1 });
     let calls = 0;
@@ -602,7 +631,12 @@ describe('stop', () => {
       ],
     });
     await inHand;
-    const stopped = service.stop();
+    let isStopped = false;
+    const stopped = service.stop().then(() => {
+      isStopped = true;
+    });
+    await sleep(50);
+    expect(isStopped).toBe(false);
     go();
     await stopped;
     expect(await effects()).toEqual(['a 1']);
