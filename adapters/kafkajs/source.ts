@@ -1,8 +1,17 @@
 import type { Admin, Consumer, EachBatchPayload, Kafka, KafkaMessage } from 'kafkajs';
-import type { Batch, Membership, PartitionBounds, Source, SourceMessage, Subscription, TopicPartition } from '../../src/consumer/index.ts';
+import type {
+  Batch,
+  Membership,
+  PartitionBounds,
+  Source,
+  SourceMessage,
+  Subscription,
+  TopicPartition,
+} from '../../src/consumer/index.ts';
 import { TurnoutError, isTurnoutError } from '../../src/errors/index.ts';
 import { retryDelayMs, silentLogger, sleep } from '../../src/lifecycle/index.ts';
 import type { Logger } from '../../src/lifecycle/index.ts';
+import { codeOf } from './kafka-errors.ts';
 
 /** The methods used of a `Kafka` of kafkajs. */
 export type KafkaSourceLike = Pick<Kafka, 'admin' | 'consumer'>;
@@ -46,7 +55,11 @@ export function kafkaJsSource(kafka: KafkaSourceLike, options: KafkaJsSourceOpti
       const topics = await admin.fetchOffsets({ groupId: group, topics: [topic] });
       const partitions = topics.flatMap((each) => each.partitions);
       // -1: none. -2: what kafkajs commits when it resets a position that is out of range.
-      return new Map(partitions.filter(({ offset }) => !offset.startsWith('-')).map(({ partition, offset }) => [partition, BigInt(offset)]));
+      return new Map(
+        partitions
+          .filter(({ offset }) => !offset.startsWith('-'))
+          .map(({ partition, offset }) => [partition, BigInt(offset)]),
+      );
     });
   }
 
@@ -67,7 +80,10 @@ export function kafkaJsSource(kafka: KafkaSourceLike, options: KafkaJsSourceOpti
 // ── Membership: sessions with the broker, one after the other ─────────────────────────────────────────────────────────
 
 /** How one kafkajs consumer ended: asked to, by an error of the caller's, or by one of the broker's. */
-type SessionEnd = { readonly kind: 'closed' } | { readonly kind: 'failed'; readonly error: unknown } | { readonly kind: 'crashed'; readonly error: unknown };
+type SessionEnd =
+  | { readonly kind: 'closed' }
+  | { readonly kind: 'failed'; readonly error: unknown }
+  | { readonly kind: 'crashed'; readonly error: unknown };
 
 async function startMembership(
   kafka: KafkaSourceLike,
@@ -90,7 +106,12 @@ async function startMembership(
       let reason = end.error;
       for (let attempt = 1; ; attempt++) {
         const delayMs = retryDelayMs(backToBroker, attempt, Math.random());
-        logger.warn('The broker was lost; joining the group again.', { group: subscription.group, attempt, delayMs, error: reason });
+        logger.warn('The broker was lost; joining the group again.', {
+          group: subscription.group,
+          attempt,
+          delayMs,
+          error: reason,
+        });
         if (!(await sleep(delayMs, closing.signal))) return;
         try {
           session = await open();
@@ -158,7 +179,12 @@ async function openSession(
   closing: AbortSignal,
 ): Promise<Session> {
   const { group, topics } = subscription;
-  const { sessionTimeoutMs = 30_000, rebalanceTimeoutMs = 60_000, maxBytesPerPartition = 262_144, metadataMaxAgeMs = 300_000 } = options;
+  const {
+    sessionTimeoutMs = 30_000,
+    rebalanceTimeoutMs = 60_000,
+    maxBytesPerPartition = 262_144,
+    metadataMaxAgeMs = 300_000,
+  } = options;
   const consumer = kafka.consumer({
     groupId: group,
     sessionTimeout: sessionTimeoutMs,
@@ -200,7 +226,9 @@ async function openSession(
     for (const timer of pausedUntil.values()) clearTimeout(timer);
     pausedUntil.clear();
     consumer.resume(topics.map((topic) => ({ topic })));
-    const partitions = Object.entries(memberAssignment).flatMap(([topic, numbers]) => numbers.map((partition) => ({ topic, partition })));
+    const partitions = Object.entries(memberAssignment).flatMap(([topic, numbers]) =>
+      numbers.map((partition) => ({ topic, partition })),
+    );
     const revoke = new AbortController();
     const over = AbortSignal.any([revoke.signal, stopping.signal]);
     const ready = previousReady.then(() => position(partitions, over));
@@ -210,7 +238,10 @@ async function openSession(
   }
 
   /** Asks the caller where to read, checks that it is there, and tells kafkajs and the group. */
-  async function position(partitions: readonly TopicPartition[], over: AbortSignal): Promise<ReadonlyMap<string, Reader>> {
+  async function position(
+    partitions: readonly TopicPartition[],
+    over: AbortSignal,
+  ): Promise<ReadonlyMap<string, Reader>> {
     const readers = new Map<string, Reader>();
     if (partitions.length === 0 || over.aborted) return readers;
     const offsets = await subscription.onAssigned(partitions, over);
@@ -222,7 +253,13 @@ async function openSession(
     if (limits === undefined || over.aborted) return readers;
     for (const { topic, partition, offset } of offsets) {
       requireInRange({ topic, partition }, offset, limits.get(topic));
-      readers.set(nameOf({ topic, partition }), { topic, partition, next: offset, fetchFrom: offset, strayedTo: undefined });
+      readers.set(nameOf({ topic, partition }), {
+        topic,
+        partition,
+        next: offset,
+        fetchFrom: offset,
+        strayedTo: undefined,
+      });
     }
     await running;
     if (over.aborted) return readers;
@@ -267,7 +304,8 @@ async function openSession(
     // With several brokers a partition can change its leader while a batch of it is in hand.
     await batchesInHand.get(name);
     const work = handleBatch(payload).catch((error: unknown) => {
-      if (isTurnoutError(error, 'TURNOUT_BROKER_UNREACHABLE')) logger.warn('The broker did not answer; the batch is read again.', { group, error });
+      if (isTurnoutError(error, 'TURNOUT_BROKER_UNREACHABLE'))
+        logger.warn('The broker did not answer; the batch is read again.', { group, error });
       else fail(error);
     });
     batchesInHand.set(name, work);
@@ -275,13 +313,14 @@ async function openSession(
     if (batchesInHand.get(name) === work) batchesInHand.delete(name);
   }
 
-  async function handleBatch({ batch, heartbeat, isRunning, isStale, resolveOffset }: EachBatchPayload): Promise<void> {
+  async function handleBatch(payload: EachBatchPayload): Promise<void> {
+    const { batch } = payload;
     const assignment = current;
     if (assignment === undefined) return;
     const { over } = assignment;
     const beat = async (): Promise<void> => {
       try {
-        await heartbeat();
+        await payload.heartbeat();
       } catch (error) {
         // The partitions have to be given up: whoever works on them should come to an end. kafkajs joins again by itself.
         if (isRebalance(error)) assignment.revoke.abort();
@@ -290,12 +329,13 @@ async function openSession(
     const timer = setInterval(() => void beat(), 1_000);
     try {
       const reader = (await assignment.readers)?.get(nameOf(batch));
-      if (reader === undefined || over.aborted || assignment !== current || !isRunning() || isStale()) return;
+      if (reader === undefined || over.aborted || assignment !== current || !payload.isRunning() || payload.isStale())
+        return;
       if (!(await startsRight(reader, fetchedOffsetOf(batch)))) return;
       const messages = batch.messages.map(toSourceMessage).filter((message) => message.offset >= reader.next);
       const last = messages.at(-1)?.offset;
       if (last === undefined) {
-        resolveOffset(batch.lastOffset());
+        payload.resolveOffset(batch.lastOffset());
         reader.fetchFrom = BigInt(batch.lastOffset()) + 1n;
         return;
       }
@@ -304,7 +344,7 @@ async function openSession(
       if (assignment !== current) return;
       if (next === last + 1n) {
         // kafkajs goes on behind records at the end of the batch that it doesn't show.
-        resolveOffset(last.toString());
+        payload.resolveOffset(last.toString());
         reader.fetchFrom = BigInt(batch.lastOffset()) + 1n;
         reader.next = next;
       } else {
@@ -370,7 +410,12 @@ async function openSession(
       await consumer.connect();
       await consumer.subscribe({ topics: [...topics], fromBeginning: true });
       // It resolves also when joining failed; then CRASH has been emitted, or is about to be.
-      await consumer.run({ autoCommit: false, eachBatchAutoResolve: false, partitionsConsumedConcurrently: 64, eachBatch });
+      await consumer.run({
+        autoCommit: false,
+        eachBatchAutoResolve: false,
+        partitionsConsumedConcurrently: 64,
+        eachBatch,
+      });
       if (!joined) await crash;
     };
     await Promise.race([start(), crash, aborted(closing).then(() => undefined)]);
@@ -383,7 +428,11 @@ async function openSession(
 }
 
 /** Commits the newest position of each partition, one request at a time; failures are of no consequence, the positions are the caller's. */
-function commitQueue(consumer: Consumer): { note(place: TopicPartition, offset: bigint): void; forget(): void; flush(): Promise<void> } {
+function commitQueue(consumer: Consumer): {
+  note(place: TopicPartition, offset: bigint): void;
+  forget(): void;
+  flush(): Promise<void>;
+} {
   let waiting = new Map<string, TopicPartition & { offset: string }>();
   let sending: Promise<void> | undefined;
 
@@ -416,7 +465,12 @@ function commitQueue(consumer: Consumer): { note(place: TopicPartition, offset: 
  * kafkajs can't commit for a group from outside: one has to be its member. So the group is joined for a moment, and nothing is
  * committed unless all partitions of the topic were assigned, which means that there is no other member.
  */
-async function commitAsOnlyMember(kafka: KafkaSourceLike, group: string, topic: string, offsets: ReadonlyMap<number, bigint>): Promise<boolean> {
+async function commitAsOnlyMember(
+  kafka: KafkaSourceLike,
+  group: string,
+  topic: string,
+  offsets: ReadonlyMap<number, bigint>,
+): Promise<boolean> {
   const isEmpty = await withAdmin(kafka, async (admin) => {
     const { groups } = await admin.describeGroups([group]);
     return groups.every(({ state }) => state === 'Empty' || state === 'Dead' || state === 'Unknown');
@@ -435,14 +489,18 @@ async function commitAsOnlyMember(kafka: KafkaSourceLike, group: string, topic: 
       const share = payload.memberAssignment;
       assigned = share[topic]?.length ?? 0;
     });
-    const crash = new Promise<never>((_resolve, reject) => consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error)));
+    const crash = new Promise<never>((_resolve, reject) =>
+      consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error)),
+    );
     crash.catch(() => undefined);
     await consumer.connect();
     await consumer.subscribe({ topic, fromBeginning: true });
     await consumer.run({ autoCommit: false, eachBatchAutoResolve: false, eachBatch: async () => undefined });
     if (assigned === undefined) await crash;
     if (assigned !== partitions) return false;
-    await consumer.commitOffsets([...offsets].map(([partition, offset]) => ({ topic, partition, offset: offset.toString() })));
+    await consumer.commitOffsets(
+      [...offsets].map(([partition, offset]) => ({ topic, partition, offset: offset.toString() })),
+    );
     return true;
   } catch (error) {
     throw brokerError(error);
@@ -472,7 +530,11 @@ async function requireTopic(admin: Admin, topic: string): Promise<void> {
 }
 
 /** Repeats `work` while the broker can't be reached. Gives undefined once `signal` is aborted. */
-async function untilReachable<Result>(signal: AbortSignal, logger: Logger, work: () => Promise<Result>): Promise<Result | undefined> {
+async function untilReachable<Result>(
+  signal: AbortSignal,
+  logger: Logger,
+  work: () => Promise<Result>,
+): Promise<Result | undefined> {
   for (let attempt = 1; !signal.aborted; attempt++) {
     try {
       return await work();
@@ -485,7 +547,11 @@ async function untilReachable<Result>(signal: AbortSignal, logger: Logger, work:
   return undefined;
 }
 
-function requireInRange({ topic, partition }: TopicPartition, position: bigint, limits: readonly PartitionBounds[] | undefined): void {
+function requireInRange(
+  { topic, partition }: TopicPartition,
+  position: bigint,
+  limits: readonly PartitionBounds[] | undefined,
+): void {
   const limit = limits?.find((each) => each.partition === partition);
   if (limit !== undefined && position >= limit.low && position <= limit.high) return;
   const [low, high] = [limit?.low, limit?.high];
@@ -498,11 +564,13 @@ function requireInRange({ topic, partition }: TopicPartition, position: bigint, 
 
 function brokerError(error: unknown): TurnoutError {
   if (error instanceof TurnoutError) return error;
-  const { type, message, cause } = error as { type?: unknown; message?: unknown; cause?: { type?: unknown } };
-  if (type === 'UNKNOWN_TOPIC_OR_PARTITION' || cause?.type === 'UNKNOWN_TOPIC_OR_PARTITION') {
+  if (codeOf(error) === 'TURNOUT_TOPIC_MISSING') {
     return new TurnoutError('TURNOUT_TOPIC_MISSING', 'A topic of the subscription does not exist.', { cause: error });
   }
-  return new TurnoutError('TURNOUT_BROKER_UNREACHABLE', `The broker did not answer as it should: ${String(message)}.`, { cause: error });
+  const reason = error instanceof Error ? error.message : String(error);
+  return new TurnoutError('TURNOUT_BROKER_UNREACHABLE', `The broker did not answer as it should: ${reason}.`, {
+    cause: error,
+  });
 }
 
 function isRebalance(error: unknown): boolean {
@@ -513,7 +581,8 @@ function isRebalance(error: unknown): boolean {
 /** Where the fetch of a batch started. kafkajs keeps it (2.x) and leaves it out of its types. */
 function fetchedOffsetOf(batch: EachBatchPayload['batch']): bigint {
   const { fetchedOffset } = batch as typeof batch & { fetchedOffset?: string };
-  if (fetchedOffset === undefined) throw new Error('This version of kafkajs does not say where a batch was fetched from; use kafkajs 2.');
+  if (fetchedOffset === undefined)
+    throw new Error('This version of kafkajs does not say where a batch was fetched from; use kafkajs 2.');
   return BigInt(fetchedOffset);
 }
 

@@ -34,7 +34,9 @@ export function countSequence(state: SequenceState | undefined, sequence: Sequen
   if (number < base) return { kind: 'before-base' };
   if (number <= last) return { kind: 'repeat' };
   const counted = { generation, base, last: number };
-  return number === last + 1n ? { kind: 'next', state: counted } : { kind: 'hole', state: counted, from: last + 1n, to: number - 1n };
+  return number === last + 1n
+    ? { kind: 'next', state: counted }
+    : { kind: 'hole', state: counted, from: last + 1n, to: number - 1n };
 }
 
 /** Longer than any event is old, in milliseconds: for those that can't be repeats. */
@@ -61,7 +63,11 @@ export type Plan =
   | { readonly kind: 'observe'; readonly why: 'before-since' | 'before-base' | 'route-rpc' | 'no-route' | 'no-handler' }
   | { readonly kind: 'apply'; readonly turn: Turn | undefined; readonly stamped: boolean; readonly repeat: boolean }
   /** It can't have its effect here and must not be passed over. */
-  | { readonly kind: 'park'; readonly turn: Turn | undefined; readonly why: 'refused' | 'handler-missing' | 'version-unhandled' };
+  | {
+      readonly kind: 'park';
+      readonly turn: Turn | undefined;
+      readonly why: 'refused' | 'handler-missing' | 'version-unhandled';
+    };
 
 /**
  * What to do with a message. The route was written with the event; nothing is looked up now, so producer and consumer
@@ -93,7 +99,9 @@ export interface Failures {
   readonly outage: number;
 }
 
-export type AfterFailure = { readonly kind: 'retry'; readonly delayOf: number; readonly policy: 'own' | 'outage' } | { readonly kind: 'give-up' };
+export type AfterFailure =
+  | { readonly kind: 'retry'; readonly delayOf: number; readonly policy: 'own' | 'outage' }
+  | { readonly kind: 'give-up' };
 
 /** More conflicts than this on one event are the handler's doing. */
 export const mostConflicts = 20;
@@ -104,7 +112,8 @@ export const mostConflicts = 20;
  */
 export function afterFailure(kind: Exclude<FailureKind, 'fenced'>, failures: Failures, attempts: number): AfterFailure {
   if (kind === 'outage') return { kind: 'retry', delayOf: failures.outage, policy: 'outage' };
-  if (kind === 'conflict' && failures.conflict <= mostConflicts) return { kind: 'retry', delayOf: failures.conflict, policy: 'own' };
+  if (kind === 'conflict' && failures.conflict <= mostConflicts)
+    return { kind: 'retry', delayOf: failures.conflict, policy: 'own' };
   const counted = failures.handler + Math.max(0, failures.conflict - mostConflicts);
   return counted < attempts ? { kind: 'retry', delayOf: counted, policy: 'own' } : { kind: 'give-up' };
 }

@@ -112,7 +112,11 @@ export interface ConsumerDefinition<Tx = unknown> {
  */
 export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOptions<Tx>): ConsumerDefinition<Tx> {
   const { name, from, handlers, inSwitchover = [], mode = 'transaction', onFailure = 'park', concurrency } = options;
-  if (!isName(name)) throw invalid('name', `${JSON.stringify(name)} is not a name: lower case letters, digits, dots, dashes, underscores.`);
+  if (!isName(name))
+    throw invalid(
+      'name',
+      `${JSON.stringify(name)} is not a name: lower case letters, digits, dots, dashes, underscores.`,
+    );
   if (typeof database?.transaction !== 'function') {
     throw invalid('database', `Consumer ${name} has no database: use pgDatabase(pool) or typeOrmDatabase(dataSource).`);
   }
@@ -126,8 +130,10 @@ export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOpti
     if (seen.has(type)) throw invalid(`handlers.${index}`, `Consumer ${name} has two handlers for ${type}.`);
     seen.add(type);
   }
-  if (mode !== 'transaction' && mode !== 'detached') throw invalid('mode', `Consumer ${name} can't have mode ${String(mode)}.`);
-  if (onFailure !== 'park' && onFailure !== 'halt') throw invalid('onFailure', `Consumer ${name} can't have onFailure ${String(onFailure)}.`);
+  if (mode !== 'transaction' && mode !== 'detached')
+    throw invalid('mode', `Consumer ${name} can't have mode ${String(mode)}.`);
+  if (onFailure !== 'park' && onFailure !== 'halt')
+    throw invalid('onFailure', `Consumer ${name} can't have onFailure ${String(onFailure)}.`);
   if (concurrency !== undefined && (!Number.isInteger(concurrency) || concurrency < 1)) {
     throw invalid('concurrency', `Consumer ${name} can't have concurrency ${concurrency}.`);
   }
@@ -139,8 +145,7 @@ export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOpti
   const leaseMs = (options.mode === 'detached' ? options.leaseMs : undefined) ?? defaultLeaseMs;
   return Object.freeze({
     name,
-    // What else stands for a transaction (`Open`) is for publishing; handlers are given what transaction() hands out.
-    database: database as unknown as Database<Tx>,
+    database,
     from,
     handlers,
     inSwitchover,

@@ -45,7 +45,10 @@ export async function sweep(runtime: Runtime, everyMs: number, signal: AbortSign
     } catch (error) {
       // A halt is for good; everything else passes, and the sweep comes again.
       if (isTurnoutError(error, 'TURNOUT_HANDLER_FAILED')) throw error;
-      logger.warn('The sweep of held events failed; it is tried again.', { consumer: name, error: describeError(error) });
+      logger.warn('The sweep of held events failed; it is tried again.', {
+        consumer: name,
+        error: describeError(error),
+      });
     }
   }
 }
@@ -113,10 +116,15 @@ async function afterHeldFailure(
   const reason = describeError(error);
   const fields = { consumer: name, effectKey, type: envelope.type, key: envelope.key, attempts, error: reason };
   if (delayMs === undefined && definition.onFailure === 'halt') {
-    throw new TurnoutError('TURNOUT_HANDLER_FAILED', `The held event ${effectKey} failed: ${reason}.`, { cause: error });
+    throw new TurnoutError('TURNOUT_HANDLER_FAILED', `The held event ${effectKey} failed: ${reason}.`, {
+      cause: error,
+    });
   }
   const arrival = holdKeyOf(arrivalOf(name, { envelope, effectKey, turn: held.turn }), reaction.event);
-  await hold(database, arrival, held.message, delayMs === undefined ? 'parked' : held.reason, { error: reason, attempts });
+  await hold(database, arrival, held.message, delayMs === undefined ? 'parked' : held.reason, {
+    error: reason,
+    attempts,
+  });
   if (delayMs === undefined) logger.error('An event was parked; the later ones of its key wait.', fields);
   else logger.warn('An attempt at a held event failed; it is tried again.', { ...fields, retryAfterMs: delayMs });
   return delayMs;

@@ -1,7 +1,23 @@
 export { afterFailure, countSequence, planFor, startPositions } from './decide.ts';
-export type { AfterFailure, Circumstances, FailureKind, Failures, Plan, SequenceFinding, SequenceState } from './decide.ts';
+export type {
+  AfterFailure,
+  Circumstances,
+  FailureKind,
+  Failures,
+  Plan,
+  SequenceFinding,
+  SequenceState,
+} from './decide.ts';
 export { defineConsumer } from './define-consumer.ts';
-export type { ConsumerDefinition, ConsumerMode, ConsumerOptions, DetachedContext, DetachedOptions, HandlerContext, TransactionOptions } from './define-consumer.ts';
+export type {
+  ConsumerDefinition,
+  ConsumerMode,
+  ConsumerOptions,
+  DetachedContext,
+  DetachedOptions,
+  HandlerContext,
+  TransactionOptions,
+} from './define-consumer.ts';
 export { runConsumer } from './run-consumer.ts';
 export type { RunConsumerOptions } from './run-consumer.ts';
 export type {

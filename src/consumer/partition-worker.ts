@@ -93,7 +93,14 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     if (finding.kind === 'next' || finding.kind === 'hole') sequences.set(source, finding.state);
     if (finding.kind === 'hole') {
       const { generation } = finding.state;
-      const detail = { ...place, offset: message.offset.toString(), source, generation, from: finding.from.toString(), to: finding.to.toString() };
+      const detail = {
+        ...place,
+        offset: message.offset.toString(),
+        source,
+        generation,
+        from: finding.from.toString(),
+        to: finding.to.toString(),
+      };
       alarms.push({ kind: 'sequence-hole', detail });
     }
     const behind = { next: message.offset + 1n, sequences, alarms };
@@ -101,7 +108,10 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     if (read.kind === 'malformed') {
       // What lies below the start is not ours to judge.
       const before = message.offset < owned.since || finding.kind === 'before-base';
-      return { ...step, plan: before ? { kind: 'observe', why: 'before-since' } : { kind: 'malformed', error: read.error } };
+      return {
+        ...step,
+        plan: before ? { kind: 'observe', why: 'before-since' } : { kind: 'malformed', error: read.error },
+      };
     }
     const plan = planFor({
       offset: message.offset,
@@ -116,7 +126,11 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   }
 
   /** Runs one attempt and says what to wait for, if it failed. Rejects to halt. */
-  async function attempt(offset: bigint, run: () => Promise<Wait | undefined>, step: Step | undefined): Promise<Wait | undefined> {
+  async function attempt(
+    offset: bigint,
+    run: () => Promise<Wait | undefined>,
+    step: Step | undefined,
+  ): Promise<Wait | undefined> {
     if (trying.offset !== offset) trying = attemptsAt(offset);
     try {
       return await run();
@@ -128,7 +142,12 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
 
   async function failed(error: unknown, step: Step | undefined): Promise<Wait | undefined> {
     const kind = await classify(database, error);
-    const fields = { ...place, offset: (step?.message.offset ?? owned.next).toString(), type: step?.envelope?.type, effectKey: step?.effectKey };
+    const fields = {
+      ...place,
+      offset: (step?.message.offset ?? owned.next).toString(),
+      type: step?.envelope?.type,
+      effectKey: step?.effectKey,
+    };
     if (kind === 'fenced') {
       fenced = true;
       logger.warn('The partition has a new owner; nothing was written.', fields);
@@ -139,14 +158,23 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     const next = afterFailure(kind, count, step === undefined ? Number.POSITIVE_INFINITY : definition.retry.attempts);
     const reason = describeError(error);
     if (next.kind === 'retry') {
-      const retryAfterMs = retryDelayMs(next.policy === 'outage' ? outagePolicy : definition.retry, next.delayOf, Math.random());
-      logger.warn(kind === 'outage' ? 'The database does not answer; the event waits.' : 'An attempt failed; the event is tried again.', {
-        ...fields,
-        kind,
-        failures: count[kind],
-        retryAfterMs,
-        error: reason,
-      });
+      const retryAfterMs = retryDelayMs(
+        next.policy === 'outage' ? outagePolicy : definition.retry,
+        next.delayOf,
+        Math.random(),
+      );
+      logger.warn(
+        kind === 'outage'
+          ? 'The database does not answer; the event waits.'
+          : 'An attempt failed; the event is tried again.',
+        {
+          ...fields,
+          kind,
+          failures: count[kind],
+          retryAfterMs,
+          error: reason,
+        },
+      );
       return { retryAfterMs };
     }
     return attemptToGiveUp(step!, error, count.handler + count.conflict);
@@ -154,13 +182,19 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
 
   async function attemptToGiveUp(step: Step, error: unknown, attempts: number): Promise<Wait | undefined> {
     try {
-      await giveUp(step, error, attempts);
-      return undefined;
+      return await giveUp(step, error, attempts);
     } catch (failure) {
       if (failure instanceof Halt) throw failure.cause;
       if (isTurnoutError(failure, 'TURNOUT_PARTITION_FENCED')) fenced = true;
-      const retryAfterMs = fenced ? reclaimAfterMs : retryDelayMs(outagePolicy, ++trying.failures.outage, Math.random());
-      logger.error('An event could not be set aside; it is tried again.', { ...place, effectKey: step.effectKey, error: describeError(failure), retryAfterMs });
+      const retryAfterMs = fenced
+        ? reclaimAfterMs
+        : retryDelayMs(outagePolicy, ++trying.failures.outage, Math.random());
+      logger.error('An event could not be set aside; it is tried again.', {
+        ...place,
+        effectKey: step.effectKey,
+        error: describeError(failure),
+        retryAfterMs,
+      });
       return { retryAfterMs };
     }
   }
@@ -168,19 +202,20 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   /** Lets one event have its effect, or sets it aside. Gives what to wait for, if anything. */
   async function carryOut(step: Step, signal: AbortSignal): Promise<Wait | undefined> {
     const { plan, envelope, message } = step;
-    if (plan.kind === 'malformed') return void (await giveUp(step, plan.error, 0));
-    if (plan.kind === 'park') return void (await giveUp(step, parkError(plan.why, envelope!), 0));
-    if (plan.kind === 'observe') return;
+    if (plan.kind === 'malformed') return giveUp(step, plan.error, 0);
+    if (plan.kind === 'park') return giveUp(step, parkError(plan.why, envelope!), 0);
+    if (plan.kind === 'observe') return undefined;
     if (!hasBegun) {
       const begun = await countBegun(database, owned, message.offset);
       hasBegun = true;
       if (begun > mostBegun) {
         const what = `The process has ended ${begun - 1} times in a row while it was at this event.`;
-        return void (await giveUp(step, new TurnoutError('TURNOUT_HANDLER_FAILED', what), begun - 1));
+        return giveUp(step, new TurnoutError('TURNOUT_HANDLER_FAILED', what), begun - 1);
       }
     }
     // Numbered events are judged by their gate.
-    if (plan.repeat && plan.turn === undefined && !(await isKnown(database, name, step.effectKey, envelope!.time))) return void (await unknownRepeat(step));
+    if (plan.repeat && plan.turn === undefined && !(await isKnown(database, name, step.effectKey, envelope!.time)))
+      return unknownRepeat(step);
 
     const reaction = table.find(envelope!.type, envelope!.version)!;
     let event: Performance['event'];
@@ -188,7 +223,7 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
       event = await toEvent(reaction.event, envelope!);
     } catch (error) {
       if (!isTurnoutError(error, 'TURNOUT_EVENT_DATA_INVALID')) throw error;
-      return void (await giveUp(step, error, 0));
+      return giveUp(step, error, 0);
     }
     const { failures } = trying;
     const performed = await perform(
@@ -232,7 +267,11 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     try {
       await drainKey(runtime, { consumer: name, source, topic, key: key! });
     } catch (error) {
-      logger.warn('Draining held events failed; the sweep does it later.', { ...place, key, error: describeError(error) });
+      logger.warn('Draining held events failed; the sweep does it later.', {
+        ...place,
+        key,
+        error: describeError(error),
+      });
     }
   }
 
@@ -242,18 +281,28 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   }
 
   /** Sets an event aside with its error, or halts, as the consumer's policy says. */
-  async function giveUp(step: Step, error: unknown, attempts: number): Promise<void> {
+  async function giveUp(step: Step, error: unknown, attempts: number): Promise<undefined> {
     if (definition.onFailure === 'halt') {
       const what = `Event ${step.effectKey} at offset ${step.message.offset} of ${owned.topic}/${owned.partition} failed: ${describeError(error)}.`;
-      throw await halt(isTurnoutError(error) ? error : new TurnoutError('TURNOUT_HANDLER_FAILED', what, { cause: error }), step);
+      throw await halt(
+        isTurnoutError(error) ? error : new TurnoutError('TURNOUT_HANDLER_FAILED', what, { cause: error }),
+        step,
+      );
     }
     const turn = step.plan.kind === 'park' || step.plan.kind === 'apply' ? step.plan.turn : undefined;
     const { arrival, holdAs } = heldArrival(step, turn);
     await database.transaction(async (tx) => {
       const queryable: Queryable = database.within(tx);
-      const standing = await advance(queryable, owned, step.behind, { effectKey: arrival.effectKey, source: arrival.source, key: arrival.key });
+      const standing = await advance(queryable, owned, step.behind, {
+        effectKey: arrival.effectKey,
+        source: arrival.source,
+        key: arrival.key,
+      });
       if (standing.held !== undefined && standing.held !== 'early') return;
-      await hold(queryable, holdAs, { ...step.message, topic: owned.topic, partition: owned.partition }, 'parked', { error: describeError(error), attempts });
+      await hold(queryable, holdAs, { ...step.message, topic: owned.topic, partition: owned.partition }, 'parked', {
+        error: describeError(error),
+        attempts,
+      });
     });
     movedTo(step.behind);
     logger.error('An event was parked; the later ones of its key wait.', {
@@ -291,19 +340,30 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   }
 
   /** It was here before by its sequence, and the inbox doesn't know it. Too old for the inbox: dropped. Else nobody knows what it means. */
-  async function unknownRepeat(step: Step): Promise<void> {
+  async function unknownRepeat(step: Step): Promise<undefined> {
     const { time, sequence } = step.envelope!;
     if (Date.now() - time.getTime() > definition.retentionMs) {
-      await observe(step.behind);
-      return;
+      return observe(step.behind);
     }
     const what = `Event ${step.effectKey} at offset ${step.message.offset} of ${owned.topic}/${owned.partition} has sequence ${sequence?.number}, which was passed before, and is not known.`;
-    throw await halt(new TurnoutError('TURNOUT_UNKNOWN_REPEAT', what, { details: { ...place, offset: step.message.offset, effectKey: step.effectKey } }), step);
+    throw await halt(
+      new TurnoutError('TURNOUT_UNKNOWN_REPEAT', what, {
+        details: { ...place, offset: step.message.offset, effectKey: step.effectKey },
+      }),
+      step,
+    );
   }
 
   async function halt(error: TurnoutError, step: Step): Promise<Halt> {
     const kind = error.code === 'TURNOUT_UNKNOWN_REPEAT' ? 'unknown-repeat' : 'halted';
-    const detail = { ...place, offset: step.message.offset.toString(), effectKey: step.effectKey, type: step.envelope?.type, key: step.message.key, code: error.code };
+    const detail = {
+      ...place,
+      offset: step.message.offset.toString(),
+      effectKey: step.effectKey,
+      type: step.envelope?.type,
+      key: step.message.key,
+      code: error.code,
+    };
     await raiseAlarm(database, name, { kind, detail });
     logger.error('The consumer halts; its position stays before this event.', { ...detail, error });
     return new Halt(error);
@@ -320,8 +380,15 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
       const [again] = await claim(database, name, owner, [owned], logger);
       fenced = false;
       hasBegun = false;
-      Object.assign(owned, { epoch: again!.epoch, next: again!.next, sequences: again!.sequences } satisfies Partial<OwnedPartition>);
-      logger.info('The group still gives this partition to this process; it was claimed again.', { ...place, epoch: again!.epoch.toString() });
+      Object.assign(owned, {
+        epoch: again!.epoch,
+        next: again!.next,
+        sequences: again!.sequences,
+      } satisfies Partial<OwnedPartition>);
+      logger.info('The group still gives this partition to this process; it was claimed again.', {
+        ...place,
+        epoch: again!.epoch.toString(),
+      });
       return { next: owned.next };
     } catch (error) {
       logger.warn('A partition could not be claimed again.', { ...place, error: describeError(error) });
@@ -354,11 +421,18 @@ function attemptsAt(offset: bigint): Trying {
   return { offset, failures: { handler: 0, conflict: 0, outage: 0 }, ran: 'no' };
 }
 
-function parkError(why: 'refused' | 'handler-missing' | 'version-unhandled', { type, version, refused }: Envelope): TurnoutError {
+function parkError(
+  why: 'refused' | 'handler-missing' | 'version-unhandled',
+  { type, version, refused }: Envelope,
+): TurnoutError {
   if (why === 'refused') {
-    return new TurnoutError('TURNOUT_EVENT_REFUSED', `The broker refused an event of type ${type}: ${refused}.`, { details: { type, refused } });
+    return new TurnoutError('TURNOUT_EVENT_REFUSED', `The broker refused an event of type ${type}: ${refused}.`, {
+      details: { type, refused },
+    });
   }
-  return new TurnoutError('TURNOUT_EVENT_UNHANDLED', `There is no handler for ${type} v${version}.`, { details: { type, version } });
+  return new TurnoutError('TURNOUT_EVENT_UNHANDLED', `There is no handler for ${type} v${version}.`, {
+    details: { type, version },
+  });
 }
 
 /** Aborted some time after `signal`: what is in hand may come to an end. */
@@ -378,4 +452,3 @@ export function withGrace(signal: AbortSignal, graceMs: number): { readonly sign
     },
   };
 }
-

@@ -59,13 +59,24 @@ export class HandlerThrew extends Error {
  * intent in one, the outcome and the position in another. Rejects if anything fails; nothing is changed then,
  * except what a detached handler did. What a handler threw is the cause of a {@link HandlerThrew}.
  */
-export async function perform(runtime: Runtime, performance: Performance, around: Surroundings, onRun?: () => void): Promise<Performed> {
+export async function perform(
+  runtime: Runtime,
+  performance: Performance,
+  around: Surroundings,
+  onRun?: () => void,
+): Promise<Performed> {
   const { definition } = runtime;
   await ensureInboxPartition(definition.database, performance.envelope.time);
-  return definition.mode === 'detached' ? performDetached(runtime, performance, around, onRun) : performInTransaction(runtime, performance, around);
+  return definition.mode === 'detached'
+    ? performDetached(runtime, performance, around, onRun)
+    : performInTransaction(runtime, performance, around);
 }
 
-async function performInTransaction({ definition }: Runtime, performance: Performance, around: Surroundings): Promise<Performed> {
+async function performInTransaction(
+  { definition }: Runtime,
+  performance: Performance,
+  around: Surroundings,
+): Promise<Performed> {
   const { database, name } = definition;
   const arrival = arrivalOf(name, performance);
   const { signal, attempt, effectKey } = performance;
@@ -88,7 +99,12 @@ async function performInTransaction({ definition }: Runtime, performance: Perfor
   });
 }
 
-async function performDetached({ definition, logger }: Runtime, performance: Performance, around: Surroundings, onRun?: () => void): Promise<Performed> {
+async function performDetached(
+  { definition, logger }: Runtime,
+  performance: Performance,
+  around: Surroundings,
+  onRun?: () => void,
+): Promise<Performed> {
   const { database, name, leaseMs } = definition;
   const arrival = arrivalOf(name, performance);
   const { signal, effectKey, retentionMs, ownIntent } = performance;
@@ -114,7 +130,11 @@ async function performDetached({ definition, logger }: Runtime, performance: Per
     if (typeof begun === 'string') return begun;
     attempt = begun.attempt;
     if (attempt > 1 && !ownIntent) {
-      logger.warn('An effect was begun before and its outcome is not known; it is run again.', { consumer: name, effectKey, attempt });
+      logger.warn('An effect was begun before and its outcome is not known; it is run again.', {
+        consumer: name,
+        effectKey,
+        attempt,
+      });
     }
     await react(performance, { signal, attempt, effectKey });
     onRun?.();
@@ -122,7 +142,13 @@ async function performDetached({ definition, logger }: Runtime, performance: Per
   return database.transaction(async (tx) => {
     const queryable = database.within(tx);
     const standing = await around.move(queryable);
-    return conclude(queryable, performance, arrival, standing, await settle(queryable, arrival, { outcome: 'applied' }, attempt));
+    return conclude(
+      queryable,
+      performance,
+      arrival,
+      standing,
+      await settle(queryable, arrival, { outcome: 'applied' }, attempt),
+    );
   });
 }
 
@@ -134,7 +160,13 @@ async function react({ reaction, event }: Performance, context: DetachedContext)
   }
 }
 
-async function conclude(tx: Queryable, performance: Performance, arrival: Arrival, { blocked }: Standing, verdict: Verdict): Promise<Performed> {
+async function conclude(
+  tx: Queryable,
+  performance: Performance,
+  arrival: Arrival,
+  { blocked }: Standing,
+  verdict: Verdict,
+): Promise<Performed> {
   switch (verdict.kind) {
     case 'done':
       return verdict.repeated ? 'repeated' : 'applied';
@@ -150,13 +182,28 @@ async function conclude(tx: Queryable, performance: Performance, arrival: Arriva
         performance,
         arrival,
         'parked',
-        new TurnoutError('TURNOUT_EFFECT_KEY_REUSED', `The effect key ${performance.effectKey} is known with another ${verdict.what}.`),
+        new TurnoutError(
+          'TURNOUT_EFFECT_KEY_REUSED',
+          `The effect key ${performance.effectKey} is known with another ${verdict.what}.`,
+        ),
       );
   }
 }
 
-async function holdIt(tx: Queryable, { message, reaction }: Performance, arrival: Arrival, reason: HoldReason, error?: TurnoutError): Promise<'held'> {
-  await hold(tx, holdKeyOf(arrival, reaction.event), message, reason, error === undefined ? {} : { error: describeError(error) });
+async function holdIt(
+  tx: Queryable,
+  { message, reaction }: Performance,
+  arrival: Arrival,
+  reason: HoldReason,
+  error?: TurnoutError,
+): Promise<'held'> {
+  await hold(
+    tx,
+    holdKeyOf(arrival, reaction.event),
+    message,
+    reason,
+    error === undefined ? {} : { error: describeError(error) },
+  );
   return 'held';
 }
 
@@ -170,9 +217,23 @@ function waitsBehind({ turn, reaction, envelope }: Performance, { blocked }: Sta
   return blocked && turn === undefined && isOrdered(reaction.event, envelope.key);
 }
 
-export function arrivalOf(consumer: string, { envelope, effectKey, turn }: Pick<Performance, 'envelope' | 'effectKey' | 'turn'>): Arrival {
+export function arrivalOf(
+  consumer: string,
+  { envelope, effectKey, turn }: Pick<Performance, 'envelope' | 'effectKey' | 'turn'>,
+): Arrival {
   const { id, type, source, topic, key, time } = envelope;
-  return { consumer, effectKey, eventId: id, eventType: type, source, topic, key, occurredAt: time, path: 'event', turn };
+  return {
+    consumer,
+    effectKey,
+    eventId: id,
+    eventType: type,
+    source,
+    topic,
+    key,
+    occurredAt: time,
+    path: 'event',
+    turn,
+  };
 }
 
 /** Why an attempt failed. What the handler threw is the handler's, unless the database is away or stood in its way. */

@@ -25,7 +25,12 @@ export async function knownPartitions(database: Database, consumer: string, topi
 }
 
 /** Records where a consumer starts. Whoever comes first decides: a position that exists stays. */
-export async function recordStarts(database: Database, consumer: string, topic: string, starts: ReadonlyMap<number, bigint>): Promise<void> {
+export async function recordStarts(
+  database: Database,
+  consumer: string,
+  topic: string,
+  starts: ReadonlyMap<number, bigint>,
+): Promise<void> {
   const offsets = [...starts].map(([partition, offset]) => ({ partition, offset: offset.toString() }));
   await database.query(
     `insert into turnout.position (consumer, topic, partition, next_offset, since)
@@ -90,10 +95,15 @@ async function endZombies(database: Database, waiting: number, logger: Logger): 
       [waiting],
     );
     for (const { pid } of rows) {
-      logger.warn('A transaction of an earlier owner of the partition did not end; its connection was closed.', { pid });
+      logger.warn('A transaction of an earlier owner of the partition did not end; its connection was closed.', {
+        pid,
+      });
     }
   } catch (error) {
-    logger.warn('A transaction of an earlier owner of the partition does not end, and its connection can’t be closed.', { error });
+    logger.warn(
+      'A transaction of an earlier owner of the partition does not end, and its connection can’t be closed.',
+      { error },
+    );
   }
 }
 
@@ -128,7 +138,10 @@ async function readPartitions(
     next: BigInt(row.next_offset),
     since: BigInt(row.since),
     sequences: new Map(
-      (row.sequences ?? []).map(({ source, generation, base, last }) => [source, { generation, base: BigInt(base), last: BigInt(last) }]),
+      (row.sequences ?? []).map(({ source, generation, base, last }) => [
+        source,
+        { generation, base: BigInt(base), last: BigInt(last) },
+      ]),
     ),
   }));
 }
@@ -165,9 +178,19 @@ export interface Standing {
  * The fence: a shared lock on the assignment row, which holds off a new owner until this transaction ends, and the check
  * of its epoch. Position and sequences move in the same statement. Throws TURNOUT_PARTITION_FENCED, having changed nothing.
  */
-export async function advance(tx: Queryable, owned: OwnedPartition, { next, sequences, alarms }: Advance, question?: Question): Promise<Standing> {
+export async function advance(
+  tx: Queryable,
+  owned: OwnedPartition,
+  { next, sequences, alarms }: Advance,
+  question?: Question,
+): Promise<Standing> {
   const { consumer, topic, partition, epoch } = owned;
-  const counted = [...sequences].map(([source, { generation, base, last }]) => ({ source, generation, base: base.toString(), last: last.toString() }));
+  const counted = [...sequences].map(([source, { generation, base, last }]) => ({
+    source,
+    generation,
+    base: base.toString(),
+    last: last.toString(),
+  }));
   const { rows } = await tx.query<{ owned: boolean; blocked: boolean; held: HoldReason | null }>(
     `with fence as (
        select consumer, topic, partition from turnout.assignment
@@ -217,7 +240,11 @@ export async function advance(tx: Queryable, owned: OwnedPartition, { next, sequ
  * Notes which event the owner begins with, and gives how many owners in a row have begun with it, this one included. An
  * event that ends the process is always the first one after a restart. Throws TURNOUT_PARTITION_FENCED.
  */
-export async function countBegun(database: Database, { consumer, topic, partition, epoch }: OwnedPartition, offset: bigint): Promise<number> {
+export async function countBegun(
+  database: Database,
+  { consumer, topic, partition, epoch }: OwnedPartition,
+  offset: bigint,
+): Promise<number> {
   const { rows } = await database.query<{ begun: number }>(
     `update turnout.assignment
         set begun = case when begun_offset = $5::bigint then begun + 1 else 1 end, begun_offset = $5::bigint
@@ -243,7 +270,12 @@ export async function raiseAlarm(database: Queryable, consumer: string, alarm: A
 }
 
 /** Whether an effect is known: it has an outcome or an intent, or is held. It is looked for where apply() looks. */
-export async function isKnown(database: Queryable, consumer: string, effectKey: string, occurredAt: Date): Promise<boolean> {
+export async function isKnown(
+  database: Queryable,
+  consumer: string,
+  effectKey: string,
+  occurredAt: Date,
+): Promise<boolean> {
   const { rows } = await database.query<{ known: boolean }>(
     `select exists (select from turnout.inbox i
                      where i.consumer = $1 and i.effect_key = $2

@@ -1,11 +1,24 @@
 import { TurnoutError } from '../errors/index.ts';
 import { decodeEnvelope, effectKeyOf, parseRoutes, validateEventData } from '../event/index.ts';
-import type { AnyEventDefinition, Envelope, EventDefinition, Message, Reaction, Stamp, TurnoutEvent } from '../event/index.ts';
+import type {
+  AnyEventDefinition,
+  Envelope,
+  EventDefinition,
+  Message,
+  Reaction,
+  Stamp,
+  TurnoutEvent,
+} from '../event/index.ts';
 import type { ConsumerDefinition } from './define-consumer.ts';
 
 /** A message, as far as it could be read. */
 export type ReadMessage =
-  | { readonly kind: 'event'; readonly envelope: Envelope; readonly stamp: Stamp | undefined; readonly effectKey: string }
+  | {
+      readonly kind: 'event';
+      readonly envelope: Envelope;
+      readonly stamp: Stamp | undefined;
+      readonly effectKey: string;
+    }
   /** Its envelope or its routes can't be read; `effectKey` is made up if need be. */
   | {
       readonly kind: 'malformed';
@@ -18,17 +31,32 @@ export type ReadMessage =
 const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 
 /** Reads envelope and route of a message for one consumer. Never throws: what can't be read is told. */
-export function readMessage(consumer: string, topic: string, partition: number, offset: bigint, message: Message): ReadMessage {
+export function readMessage(
+  consumer: string,
+  topic: string,
+  partition: number,
+  offset: bigint,
+  message: Message,
+): ReadMessage {
   let envelope: Envelope | undefined;
   try {
     envelope = decodeEnvelope(topic, message);
     if (!uuidPattern.test(envelope.id)) {
-      throw new TurnoutError('TURNOUT_ENVELOPE_MALFORMED', `A message of topic ${topic} has ce_id ${JSON.stringify(envelope.id)}, which is no UUID.`, {
-        details: { topic, field: 'ce_id' },
-      });
+      throw new TurnoutError(
+        'TURNOUT_ENVELOPE_MALFORMED',
+        `A message of topic ${topic} has ce_id ${JSON.stringify(envelope.id)}, which is no UUID.`,
+        {
+          details: { topic, field: 'ce_id' },
+        },
+      );
     }
     const stamps = envelope.routes === undefined ? [] : parseRoutes(envelope.routes);
-    return { kind: 'event', envelope, stamp: stamps.find((each) => each.consumer === consumer), effectKey: effectKeyOf(consumer, envelope.id) };
+    return {
+      kind: 'event',
+      envelope,
+      stamp: stamps.find((each) => each.consumer === consumer),
+      effectKey: effectKeyOf(consumer, envelope.id),
+    };
   } catch (error) {
     if (!(error instanceof TurnoutError)) throw error;
     const known = error.code === 'TURNOUT_ROUTES_MALFORMED';
@@ -51,7 +79,10 @@ export interface HandlerTable {
   readonly topics: readonly string[];
 }
 
-export function handlerTable({ handlers, inSwitchover }: Pick<ConsumerDefinition, 'handlers' | 'inSwitchover'>): HandlerTable {
+export function handlerTable({
+  handlers,
+  inSwitchover,
+}: Pick<ConsumerDefinition, 'handlers' | 'inSwitchover'>): HandlerTable {
   const byType = new Map(handlers.map((handler) => [`${handler.event.name} ${handler.event.version}`, handler]));
   const handled = new Set(handlers.map((handler) => handler.event.name));
   const switched = new Set(inSwitchover.map((event) => event.name));
@@ -79,7 +110,10 @@ export async function toEvent(definition: AnyEventDefinition, envelope: Envelope
   try {
     given = JSON.parse(payload);
   } catch (error) {
-    throw new TurnoutError('TURNOUT_EVENT_DATA_INVALID', `Event ${type}: data: is not JSON.`, { details: { type, path: 'data' }, cause: error });
+    throw new TurnoutError('TURNOUT_EVENT_DATA_INVALID', `Event ${type}: data: is not JSON.`, {
+      details: { type, path: 'data' },
+      cause: error,
+    });
   }
   const data = await validateEventData(definition as unknown as EventDefinition<string, unknown, never>, given);
   return { id, type, version, source, topic, key, time, headers, data };

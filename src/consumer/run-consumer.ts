@@ -60,17 +60,23 @@ export function runConsumer<Tx>(definition: ConsumerDefinition<Tx>, options: Run
       untilThere(signal, logger, { consumer: name, what }, work);
 
     await patiently('migrations', () => requireMigrations(database, 'consumer'));
-    for (const topic of table.topics) await patiently(`positions of topic ${topic}`, () => requirePositions(definition, source, topic));
+    for (const topic of table.topics)
+      await patiently(`positions of topic ${topic}`, () => requirePositions(definition, source, topic));
 
     const workers = new Map<string, PartitionWorker>();
-    async function onAssigned(partitions: readonly TopicPartition[], over: AbortSignal): Promise<(TopicPartition & { offset: bigint })[]> {
+    async function onAssigned(
+      partitions: readonly TopicPartition[],
+      over: AbortSignal,
+    ): Promise<(TopicPartition & { offset: bigint })[]> {
       workers.clear();
       const claimed = await untilThere(over, logger, { consumer: name, what: 'claim' }, async () => {
         // Partitions may have been added since the start.
-        for (const topic of new Set(partitions.map((place) => place.topic))) await requirePositions(definition, source, topic);
+        for (const topic of new Set(partitions.map((place) => place.topic)))
+          await requirePositions(definition, source, topic);
         return claim(database, name, owner, partitions, logger);
       });
-      for (const owned of claimed ?? []) workers.set(`${owned.topic}/${owned.partition}`, partitionWorker(runtime, owned, owner));
+      for (const owned of claimed ?? [])
+        workers.set(`${owned.topic}/${owned.partition}`, partitionWorker(runtime, owned, owner));
       return (claimed ?? []).map(({ topic, partition, next }) => ({ topic, partition, offset: next }));
     }
 
@@ -112,13 +118,21 @@ function requireRoom({ name, database, concurrency }: ConsumerDefinition): numbe
   const most = max === undefined ? Number.POSITIVE_INFINITY : max - 1;
   const wanted = concurrency ?? Math.max(1, Math.min(defaultConcurrency, most));
   if (wanted <= most) return wanted;
-  throw new TurnoutError('TURNOUT_POOL_TOO_SMALL', `Consumer ${name} handles ${wanted} events at once and needs ${wanted + 1} connections; its pool has ${max}.`, {
-    details: { consumer: name, concurrency: wanted, connections: max },
-  });
+  throw new TurnoutError(
+    'TURNOUT_POOL_TOO_SMALL',
+    `Consumer ${name} handles ${wanted} events at once and needs ${wanted + 1} connections; its pool has ${max}.`,
+    {
+      details: { consumer: name, concurrency: wanted, connections: max },
+    },
+  );
 }
 
 /** Makes sure that every partition of a topic has a position. */
-async function requirePositions({ name, from, database }: ConsumerDefinition, source: Source, topic: string): Promise<void> {
+async function requirePositions(
+  { name, from, database }: ConsumerDefinition,
+  source: Source,
+  topic: string,
+): Promise<void> {
   const [bounds, known] = [await source.bounds(topic), await knownPartitions(database, name, topic)];
   if (bounds.every(({ partition }) => known.has(partition))) return;
   const committed = known.size > 0 ? new Map<number, bigint>() : await source.committed(name, topic);
@@ -145,7 +159,12 @@ async function untilThere<Result>(
   return undefined;
 }
 
-const passing = ['TURNOUT_DATABASE_UNREACHABLE', 'TURNOUT_POOL_TIMEOUT', 'TURNOUT_COMMIT_UNKNOWN', 'TURNOUT_BROKER_UNREACHABLE'] as const;
+const passing = [
+  'TURNOUT_DATABASE_UNREACHABLE',
+  'TURNOUT_POOL_TIMEOUT',
+  'TURNOUT_COMMIT_UNKNOWN',
+  'TURNOUT_BROKER_UNREACHABLE',
+] as const;
 
 /** Lets `count` pieces of work run at once; the others wait in line. */
 function places(count: number): Runtime['inTurn'] {

@@ -52,24 +52,30 @@ export function inMemoryBroker(options: InMemoryBrokerOptions = {}): InMemoryBro
   function write({ topic, partition, messages }: PartitionBatch): void {
     const log = state.topics.get(topic)?.[partition];
     if (log === undefined) {
-      throw new TurnoutError('TURNOUT_PUBLISH_FAILED', `Topic ${topic} has no partition ${partition}.`, { details: { topic, partition } });
-    }
-    if (messages.some((message) => sizeOf(message) > maxMessageBytes)) {
-      throw new TurnoutError('TURNOUT_PAYLOAD_TOO_LARGE', `A message for topic ${topic} has more than ${maxMessageBytes} bytes.`, {
+      throw new TurnoutError('TURNOUT_PUBLISH_FAILED', `Topic ${topic} has no partition ${partition}.`, {
         details: { topic, partition },
       });
+    }
+    if (messages.some((message) => sizeOf(message) > maxMessageBytes)) {
+      throw new TurnoutError(
+        'TURNOUT_PAYLOAD_TOO_LARGE',
+        `A message for topic ${topic} has more than ${maxMessageBytes} bytes.`,
+        {
+          details: { topic, partition },
+        },
+      );
     }
     for (const message of messages) append(log, message);
   }
 
   function writeAll(batches: readonly PartitionBatch[]): void {
-    let failure: unknown;
+    let failure: Error | undefined;
     for (const batch of batches) {
       try {
         write(batch);
       } catch (error) {
         // Other partitions are written all the same, as by a real broker.
-        failure ??= error;
+        failure ??= error as Error;
       }
     }
     state.announce();
@@ -133,7 +139,11 @@ export function inMemoryBroker(options: InMemoryBrokerOptions = {}): InMemoryBro
         await nextTurn();
         requireReachable(state);
         for (const { name, partitions } of descriptions) {
-          if (!state.topics.has(name)) state.topics.set(name, Array.from({ length: partitions }, () => ({ low: 0n, messages: [] })));
+          if (!state.topics.has(name))
+            state.topics.set(
+              name,
+              Array.from({ length: partitions }, () => ({ low: 0n, messages: [] })),
+            );
         }
       },
       async identify() {
@@ -149,7 +159,9 @@ export function inMemoryBroker(options: InMemoryBrokerOptions = {}): InMemoryBro
     topics,
     source: () => inMemorySource(state, groups, batchSize),
     messages: (topic) =>
-      (state.topics.get(topic) ?? []).flatMap((log, partition) => log.messages.map((message) => ({ ...message, partition }))),
+      (state.topics.get(topic) ?? []).flatMap((log, partition) =>
+        log.messages.map((message) => ({ ...message, partition })),
+      ),
     failSends(count, { written = false } = {}) {
       failing.count = count;
       failing.written = written;

@@ -17,7 +17,8 @@ export function createGroups(state: BrokerState, rebalanceTimeoutMs: number): Gr
   const groups = new Map<string, Group>();
   return {
     get(name) {
-      const group = groups.get(name) ?? createGroup((topic) => state.topics.get(topic)?.length ?? 0, rebalanceTimeoutMs);
+      const group =
+        groups.get(name) ?? createGroup((topic) => state.topics.get(topic)?.length ?? 0, rebalanceTimeoutMs);
       groups.set(name, group);
       return group;
     },
@@ -32,7 +33,12 @@ export function inMemorySource(state: BrokerState, groups: Groups, batchSize: nu
     async join(subscription) {
       for (const topic of subscription.topics) partitionsOf(state, topic);
       await nextTurn();
-      return await startMember(state, groups.get(subscription.group).seat(subscription.topics), subscription, batchSize);
+      return await startMember(
+        state,
+        groups.get(subscription.group).seat(subscription.topics),
+        subscription,
+        batchSize,
+      );
     },
     async bounds(topic) {
       await nextTurn();
@@ -54,7 +60,12 @@ export function inMemorySource(state: BrokerState, groups: Groups, batchSize: nu
   };
 }
 
-async function startMember(state: BrokerState, seat: Seat, subscription: Subscription, batchSize: number): Promise<Membership> {
+async function startMember(
+  state: BrokerState,
+  seat: Seat,
+  subscription: Subscription,
+  batchSize: number,
+): Promise<Membership> {
   const closing = new AbortController();
   const first = await seat.take();
   let working = false;

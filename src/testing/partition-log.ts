@@ -36,7 +36,8 @@ export function brokerState(): BrokerState {
       });
     },
     announce() {
-      for (const listener of [...listeners]) listener();
+      // A copy: who hears of this change waits for the next one at once.
+      for (const listener of Array.from(listeners)) listener();
     },
   };
 }
@@ -48,7 +49,12 @@ export function highOf(log: PartitionLog): bigint {
 export function append(log: PartitionLog, message: Message): void {
   // Copied: what a broker has accepted doesn't change when the sender goes on using its objects.
   const { key, value, headers } = message;
-  log.messages.push({ offset: highOf(log), key, value: value === null ? null : Buffer.from(value), headers: { ...headers } });
+  log.messages.push({
+    offset: highOf(log),
+    key,
+    value: value === null ? null : Buffer.from(value),
+    headers: { ...headers },
+  });
 }
 
 /** At most `limit` messages from `offset` on, which must lie within the log. */
@@ -61,10 +67,12 @@ export function read(log: PartitionLog, offset: bigint, limit: number): SourceMe
 export function partitionsOf(state: BrokerState, topic: string): PartitionLog[] {
   requireReachable(state);
   const partitions = state.topics.get(topic);
-  if (partitions === undefined) throw new TurnoutError('TURNOUT_TOPIC_MISSING', `Topic ${topic} does not exist.`, { details: { topic } });
+  if (partitions === undefined)
+    throw new TurnoutError('TURNOUT_TOPIC_MISSING', `Topic ${topic} does not exist.`, { details: { topic } });
   return partitions;
 }
 
 export function requireReachable(state: BrokerState): void {
-  if (!state.reachable) throw new TurnoutError('TURNOUT_BROKER_UNREACHABLE', 'The in-memory broker was told to be unreachable.');
+  if (!state.reachable)
+    throw new TurnoutError('TURNOUT_BROKER_UNREACHABLE', 'The in-memory broker was told to be unreachable.');
 }

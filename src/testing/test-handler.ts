@@ -37,11 +37,17 @@ export async function testHandler<Tx, Input, Data, Checked = undefined>(
   data: NoInfer<Input>,
   options: TestHandlerOptions<NoInfer<Tx>, Checked> = {},
 ): Promise<HandlerRun<Checked>> {
-  const reaction = consumer.handlers.find(({ event }) => event.name === definition.name && event.version === definition.version);
+  const reaction = consumer.handlers.find(
+    ({ event }) => event.name === definition.name && event.version === definition.version,
+  );
   if (reaction === undefined) {
-    throw new TurnoutError('TURNOUT_HANDLER_MISSING', `Consumer ${consumer.name} has no handler for ${definition.name} v${definition.version}.`, {
-      details: { consumer: consumer.name, type: definition.name },
-    });
+    throw new TurnoutError(
+      'TURNOUT_HANDLER_MISSING',
+      `Consumer ${consumer.name} has no handler for ${definition.name} v${definition.version}.`,
+      {
+        details: { consumer: consumer.name, type: definition.name },
+      },
+    );
   }
   const valid = await validateEventData(definition, data);
   const event: TurnoutEvent<Data> = {

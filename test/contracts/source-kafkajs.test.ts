@@ -9,7 +9,12 @@ import { sourceContract } from './source.ts';
 const { brokers } = await sharedKafka();
 const kafka = new Kafka({ clientId: 'source-contract', brokers: [...brokers], logLevel: logLevel.NOTHING });
 const admin = kafka.admin();
-const producer = kafka.producer({ createPartitioner: () => ({ message }) => message.partition ?? 0 });
+const producer = kafka.producer({
+  createPartitioner:
+    () =>
+    ({ message }) =>
+      message.partition ?? 0,
+});
 await Promise.all([admin.connect(), producer.connect()]);
 afterAll(async () => {
   await Promise.all([admin.disconnect(), producer.disconnect()]);
@@ -50,7 +55,10 @@ test('a batch that takes longer than the session time-out does not cost the part
       return { next: 1n };
     },
   });
-  await waitFor(async () => (await source.committed(group, topic)).get(0) === 1n, { what: 'the committed offset', deadlineMs: 20_000 });
+  await waitFor(async () => (await source.committed(group, topic)).get(0) === 1n, {
+    what: 'the committed offset',
+    deadlineMs: 20_000,
+  });
   await membership.close();
   expect({ assignments, wasAborted }).toEqual({ assignments: 1, wasAborted: false });
 });

@@ -15,7 +15,10 @@ let postgres: Postgres;
 let kafkaPart: KafkaPart;
 
 beforeAll(async () => {
-  [postgres, kafkaPart] = await Promise.all([startPostgres({ restartable: true, durable: true }), startKafka({ restartable: true })]);
+  [postgres, kafkaPart] = await Promise.all([
+    startPostgres({ restartable: true, durable: true }),
+    startKafka({ restartable: true }),
+  ]);
 }, 180_000);
 afterAll(async () => {
   await Promise.all([postgres?.stop(), kafkaPart?.stop()]);
@@ -44,14 +47,21 @@ test('it waits for both at the start and midway, and has every effect once', asy
   async function write(count: number): Promise<void> {
     const producer = kafka.producer({ createPartitioner: () => () => 0, retry: { retries: 20, maxRetryTime: 1_000 } });
     await producer.connect();
-    const messages = Array.from({ length: count }, () => messageOf(topic, { orderId: 'a', step: ++last, number: last }));
+    const messages = Array.from({ length: count }, () =>
+      messageOf(topic, { orderId: 'a', step: ++last, number: last }),
+    );
     await producer.send({ topic, acks: -1, messages });
     await producer.disconnect();
   }
-  const count = async (): Promise<number> => (await pool.query<{ count: number }>('select count(*)::integer as count from effect')).rows[0]!.count;
-  const untilDone = (): Promise<unknown> => waitFor(async () => (await count()) >= last, { what: `${last} effects`, deadlineMs: 60_000, everyMs: 100 });
+  const count = async (): Promise<number> =>
+    (await pool.query<{ count: number }>('select count(*)::integer as count from effect')).rows[0]!.count;
+  const untilDone = (): Promise<unknown> =>
+    waitFor(async () => (await count()) >= last, { what: `${last} effects`, deadlineMs: 60_000, everyMs: 100 });
   const untilLogged = (text: RegExp): Promise<unknown> =>
-    waitFor(() => logger.lines.some((line) => text.test(line.message)), { what: `a log line ${text}`, deadlineMs: 60_000 });
+    waitFor(() => logger.lines.some((line) => text.test(line.message)), {
+      what: `a log line ${text}`,
+      deadlineMs: 60_000,
+    });
 
   const admin = kafka.admin();
   await admin.connect();

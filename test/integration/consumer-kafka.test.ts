@@ -12,7 +12,12 @@ import { consumerTemplate, messageOf } from './fixtures/consumer.ts';
 const { brokers } = await sharedKafka();
 const kafka = new Kafka({ clientId: 'consumer-test', brokers: [...brokers], logLevel: logLevel.NOTHING });
 const admin = kafka.admin();
-const producer = kafka.producer({ createPartitioner: () => ({ message }) => message.partition ?? 0 });
+const producer = kafka.producer({
+  createPartitioner:
+    () =>
+    ({ message }) =>
+      message.partition ?? 0,
+});
 await Promise.all([admin.connect(), producer.connect()]);
 afterAll(async () => {
   await Promise.all([admin.disconnect(), producer.disconnect()]);
@@ -57,7 +62,13 @@ function writer(partitions: number): (keys: readonly string[], from: number, to:
 }
 
 function startConsumer(worker: string, takesMs = 0): NodeProcess {
-  const process = spawnNode(new URL('./fixtures/consumer-process.ts', import.meta.url), [url, brokers.join(','), topic, worker, String(takesMs)]);
+  const process = spawnNode(new URL('./fixtures/consumer-process.ts', import.meta.url), [
+    url,
+    brokers.join(','),
+    topic,
+    worker,
+    String(takesMs),
+  ]);
   processes.push(process);
   return process;
 }
@@ -87,10 +98,16 @@ test('a consumer that is killed in mid-transaction leaves nothing half done, and
     // Its effect is written, and its transaction open.
     for (let handled = 0; handled < 4; handled++) await process.line(/^handling /, { deadlineMs: 30_000 });
     await process.kill('SIGKILL');
-    await waitFor(async () => (await pool.query("select from pg_stat_activity where application_name like 'worker-%'")).rowCount === 0, { what: 'its connections to be gone' });
+    await waitFor(
+      async () =>
+        (await pool.query("select from pg_stat_activity where application_name like 'worker-%'")).rowCount === 0,
+      { what: 'its connections to be gone' },
+    );
     const now = await count();
     expect(now).toBeGreaterThan(done);
-    expect((await pool.query<{ next: number }>('select next_offset::integer as next from turnout.position')).rows).toEqual([{ next: now }]);
+    expect(
+      (await pool.query<{ next: number }>('select next_offset::integer as next from turnout.position')).rows,
+    ).toEqual([{ next: now }]);
     done = now;
   }
   startConsumer('worker-last');
@@ -138,8 +155,13 @@ test('a process that was paused in mid-transaction, and whose partitions went to
   await zombie.line(/^handling /, { deadlineMs: 30_000 });
   zombie.signal('SIGSTOP');
   const heir = startConsumer('heir', 0);
-  await waitFor(async () => (await count()) >= keys.length * 5, { what: 'the other one to do all', deadlineMs: 60_000 });
-  const before = (await pool.query<{ count: number }>("select count(*)::integer as count from effect where worker = 'zombie'")).rows[0]!.count;
+  await waitFor(async () => (await count()) >= keys.length * 5, {
+    what: 'the other one to do all',
+    deadlineMs: 60_000,
+  });
+  const before = (
+    await pool.query<{ count: number }>("select count(*)::integer as count from effect where worker = 'zombie'")
+  ).rows[0]!.count;
   zombie.signal('SIGCONT');
   await write(keys, 6, 15);
   await waitFor(async () => (await count()) >= keys.length * 15, { what: 'the later events', deadlineMs: 60_000 });

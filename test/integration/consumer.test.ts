@@ -59,7 +59,11 @@ async function sendRaw(message: Message): Promise<void> {
 }
 
 async function leaveEffect(tx: Client, order: { orderId: string; step: number }, worker?: string): Promise<void> {
-  await tx.query('insert into effect (order_id, step, worker) values ($1, $2, $3)', [order.orderId, order.step, worker ?? null]);
+  await tx.query('insert into effect (order_id, step, worker) values ($1, $2, $3)', [
+    order.orderId,
+    order.step,
+    worker ?? null,
+  ]);
 }
 
 type Options = Partial<TransactionOptions<Client>>;
@@ -105,23 +109,35 @@ async function untilPosition(next: number): Promise<void> {
 }
 
 async function position(partition = 0): Promise<number | undefined> {
-  const { rows } = await pool.query<{ next: number }>('select next_offset::integer as next from turnout.position where topic = $1 and partition = $2', [topic, partition]);
+  const { rows } = await pool.query<{ next: number }>(
+    'select next_offset::integer as next from turnout.position where topic = $1 and partition = $2',
+    [topic, partition],
+  );
   return rows[0]?.next;
 }
 
 async function held(): Promise<{ reason: string; step: number; error: string | null; attempts: number }[]> {
   const { rows } = await pool.query<{ reason: string; step: number; error: string | null; attempts: number }>(
-    `select reason, (message ->> 'value')::jsonb ->> 'step' as step, error, attempts from turnout.held order by id`,
+    `select reason, ((message ->> 'value')::jsonb ->> 'step')::integer as step, error, attempts from turnout.held order by id`,
   );
-  return rows.map((row) => ({ ...row, step: Number(row.step) }));
+  return rows;
 }
 
 async function alarms(): Promise<{ kind: string; detail: Record<string, unknown> }[]> {
-  return (await pool.query<{ kind: string; detail: Record<string, unknown> }>('select kind, detail from turnout.alarm order by id')).rows;
+  return (
+    await pool.query<{ kind: string; detail: Record<string, unknown> }>(
+      'select kind, detail from turnout.alarm order by id',
+    )
+  ).rows;
 }
 
 function stamp(route: 'rpc' | 'event', turn?: number | Turn): Stamp {
-  return { consumer: 'email', route, epoch: 1, turn: typeof turn === 'number' ? { generation: 1, number: turn } : turn };
+  return {
+    consumer: 'email',
+    route,
+    epoch: 1,
+    turn: typeof turn === 'number' ? { generation: 1, number: turn } : turn,
+  };
 }
 
 describe('once in effect', () => {
@@ -130,13 +146,19 @@ describe('once in effect', () => {
     await start();
     await untilEffects('a 1', 'b 1', 'a 2');
     expect(await position()).toBe(3);
-    await waitFor(async () => (await broker.source().committed('email', topic)).get(0) === 3n, { what: 'the committed offset' });
+    await waitFor(async () => (await broker.source().committed('email', topic)).get(0) === 3n, {
+      what: 'the committed offset',
+    });
   });
 
   test('drops a repeat, with the same sequence or without any', async () => {
     const [first, second] = [randomUUID(), randomUUID()];
     await send({ orderId: 'a', step: 1, id: first, number: 1 }, { orderId: 'a', step: 1, id: first, number: 1 });
-    await send({ orderId: 'b', step: 1, id: second, number: undefined }, { orderId: 'b', step: 1, id: second, number: undefined }, { orderId: 'c', step: 1, number: 2 });
+    await send(
+      { orderId: 'b', step: 1, id: second, number: undefined },
+      { orderId: 'b', step: 1, id: second, number: undefined },
+      { orderId: 'c', step: 1, number: 2 },
+    );
     await start();
     await untilEffects('a 1', 'b 1', 'c 1');
     expect(await alarms()).toEqual([]);
@@ -206,18 +228,21 @@ describe('once in effect', () => {
 
   test('commits nothing of a handler whose partition went to another owner meanwhile, and stops working on it', async () => {
     await send({ orderId: 'a', step: 1 }, { orderId: 'a', step: 2 });
-    let calls = 0;
+    let failed = false;
     await start({
+      retry: { firstDelayMs: 1_000, maxDelayMs: 1_000 },
       handlers: [
         on(events.placed, async (event, { tx }) => {
-          calls++;
           await leaveEffect(tx, event.data);
-          if (calls > 1) return;
-          // The next transaction finds another owner.
-          setImmediate(() => void pool.query("update turnout.assignment set epoch = epoch + 1, owner = 'another'"));
+          if (event.data.step === 1 || failed) return;
+          failed = true;
+          throw new Error('not yet');
         }),
       ],
     });
+    // Between two attempts the partition goes to another owner.
+    await waitFor(() => failed, { what: 'the first attempt at the second event' });
+    await pool.query("update turnout.assignment set epoch = epoch + 1, owner = 'another'");
     await waitFor(() => logger.lines.some((line) => line.message.includes('new owner')), { what: 'the fence' });
     expect(await effects()).toEqual(['a 1']);
     expect(await position()).toBe(1);
@@ -228,7 +253,10 @@ describe('once in effect', () => {
 
   test('ends the transaction of an earlier owner that does not end by itself', async () => {
     await send({ orderId: 'a', step: 1 });
-    await pool.query("insert into turnout.assignment (consumer, topic, partition, epoch, owner) values ('email', $1, 0, 7, 'zombie')", [topic]);
+    await pool.query(
+      "insert into turnout.assignment (consumer, topic, partition, epoch, owner) values ('email', $1, 0, 7, 'zombie')",
+      [topic],
+    );
     const zombie = await pool.connect();
     zombie.on('error', () => undefined);
     await zombie.query('begin');
@@ -242,18 +270,37 @@ describe('once in effect', () => {
 
 describe('sequences', () => {
   test('raise an alarm about a hole, say where, and go on', async () => {
-    await send({ orderId: 'a', step: 1, number: 5 }, { orderId: 'a', step: 2, number: 6 }, { orderId: 'a', step: 3, number: 9 });
+    await send(
+      { orderId: 'a', step: 1, number: 5 },
+      { orderId: 'a', step: 2, number: 6 },
+      { orderId: 'a', step: 3, number: 9 },
+    );
     await start();
     await untilEffects('a 1', 'a 2', 'a 3');
     expect(await alarms()).toEqual([
-      { kind: 'sequence-hole', detail: expect.objectContaining({ topic, partition: 0, offset: '2', source: 'orders', generation: 1, from: '7', to: '8' }) },
+      {
+        kind: 'sequence-hole',
+        detail: expect.objectContaining({
+          topic,
+          partition: 0,
+          offset: '2',
+          source: 'orders',
+          generation: 1,
+          from: '7',
+          to: '8',
+        }),
+      },
     ]);
     expect(logger.lines.filter((line) => line.level === 'error')).toHaveLength(1);
   });
 
   test('are counted before types are told apart', async () => {
     const other = { type: 'orders.something-else' };
-    await send({ orderId: 'a', step: 1, number: 1 }, { orderId: 'a', step: 2, number: 2, ...other }, { orderId: 'a', step: 3, number: 3 });
+    await send(
+      { orderId: 'a', step: 1, number: 1 },
+      { orderId: 'a', step: 2, number: 2, ...other },
+      { orderId: 'a', step: 3, number: 3 },
+    );
     await send({ orderId: 'a', step: 4, number: 5, ...other }, { orderId: 'a', step: 5, number: 6 });
     await start();
     await untilEffects('a 1', 'a 3', 'a 5');
@@ -269,7 +316,12 @@ describe('sequences', () => {
   });
 
   test('halt the consumer at an event that was passed and is not known', async () => {
-    await send({ orderId: 'a', step: 1, number: 1 }, { orderId: 'a', step: 2, number: 2 }, { orderId: 'a', step: 3, number: 1 }, { orderId: 'a', step: 4, number: 3 });
+    await send(
+      { orderId: 'a', step: 1, number: 1 },
+      { orderId: 'a', step: 2, number: 2 },
+      { orderId: 'a', step: 3, number: 1 },
+      { orderId: 'a', step: 4, number: 3 },
+    );
     const service = await start();
     expect(await service.failed()).toMatchObject({ code: 'TURNOUT_UNKNOWN_REPEAT' });
     expect(await effects()).toEqual(['a 1', 'a 2']);
@@ -279,7 +331,10 @@ describe('sequences', () => {
 
   test('let an unknown repeat be dropped that is older than the inbox keeps', async () => {
     await send({ orderId: 'a', step: 1, number: 1 }, { orderId: 'a', step: 2, number: 2 });
-    await send({ orderId: 'a', step: 3, number: 1, time: new Date(Date.now() - 40 * 24 * 3600 * 1000) }, { orderId: 'a', step: 4, number: 3 });
+    await send(
+      { orderId: 'a', step: 3, number: 1, time: new Date(Date.now() - 40 * 24 * 3600 * 1000) },
+      { orderId: 'a', step: 4, number: 3 },
+    );
     await start();
     await untilEffects('a 1', 'a 2', 'a 4');
   });
@@ -293,7 +348,11 @@ describe('sequences', () => {
   test('tell copies from before the start', async () => {
     await send({ orderId: 'a', step: 1, number: 8 });
     const service = await start({ from: 'now' });
-    await send({ orderId: 'a', step: 2, number: 9 }, { orderId: 'a', step: 1, number: 8 }, { orderId: 'a', step: 3, number: 10 });
+    await send(
+      { orderId: 'a', step: 2, number: 9 },
+      { orderId: 'a', step: 1, number: 8 },
+      { orderId: 'a', step: 3, number: 10 },
+    );
     await untilEffects('a 2', 'a 3');
     await service.stop();
   });
@@ -326,7 +385,9 @@ describe('start', () => {
     await broker.topics().create([{ name: `${topic}-2`, partitions: 1 }]);
     await send({ orderId: 'a', step: 1 }, { orderId: 'a', step: 2 });
     await start({ from: 'now' });
-    await waitFor(async () => (await broker.source().committed('email', topic)).get(0) === 2n, { what: 'the committed offset' });
+    await waitFor(async () => (await broker.source().committed('email', topic)).get(0) === 2n, {
+      what: 'the committed offset',
+    });
   });
 
   test('reads partitions that are added later from their start', async () => {
@@ -354,7 +415,10 @@ describe('start', () => {
     broker.deleteBelow(topic, 0, 3n);
     const second = run(consumerOf());
     await second.start();
-    expect(await second.failed()).toMatchObject({ code: 'TURNOUT_POSITION_OUT_OF_RANGE', details: { position: 2n, low: 3n } });
+    expect(await second.failed()).toMatchObject({
+      code: 'TURNOUT_POSITION_OUT_OF_RANGE',
+      details: { position: 2n, low: 3n },
+    });
     expect(await effects()).toEqual(['a 1', 'a 2']);
   });
 
@@ -370,16 +434,30 @@ describe('start', () => {
   });
 
   test('refuses a pool that is too small', async () => {
-    const consumer = defineConsumer(pgDatabase(pool), { name: 'email', from: 'now', concurrency: 8, handlers: [on(events.placed, () => undefined)] });
-    await expect(run(consumer).start()).rejects.toMatchObject({ code: 'TURNOUT_POOL_TOO_SMALL', details: { concurrency: 8, connections: 8 } });
+    const consumer = defineConsumer(pgDatabase(pool), {
+      name: 'email',
+      from: 'now',
+      concurrency: 8,
+      handlers: [on(events.placed, () => undefined)],
+    });
+    await expect(run(consumer).start()).rejects.toMatchObject({
+      code: 'TURNOUT_POOL_TOO_SMALL',
+      details: { concurrency: 8, connections: 8 },
+    });
   });
 
   test('refuses a database without its migrations, and a topic that does not exist', async () => {
     const empty = (await database()).pool({ max: 3 });
-    const lacking = defineConsumer(pgDatabase(empty), { name: 'email', from: 'now', handlers: [on(events.placed, () => undefined)] });
+    const lacking = defineConsumer(pgDatabase(empty), {
+      name: 'email',
+      from: 'now',
+      handlers: [on(events.placed, () => undefined)],
+    });
     await expect(run(lacking).start()).rejects.toMatchObject({ code: 'TURNOUT_MIGRATION_MISSING' });
     const missing = eventsOf('nowhere');
-    await expect(run(consumerOf({ handlers: [on(missing.placed, () => undefined)] })).start()).rejects.toMatchObject({ code: 'TURNOUT_TOPIC_MISSING' });
+    await expect(run(consumerOf({ handlers: [on(missing.placed, () => undefined)] })).start()).rejects.toMatchObject({
+      code: 'TURNOUT_TOPIC_MISSING',
+    });
   });
 
   test('and stop may come from all sides', async () => {
@@ -406,7 +484,10 @@ describe('routes', () => {
 
   test('hold an early event, and apply it when the missing number has come by call', async () => {
     const [one, two] = [randomUUID(), randomUUID()];
-    await send({ orderId: 'a', step: 2, id: two, routes: [stamp('event', 2)] }, { orderId: 'b', step: 1, routes: [stamp('event', 1)] });
+    await send(
+      { orderId: 'a', step: 2, id: two, routes: [stamp('event', 2)] },
+      { orderId: 'b', step: 1, routes: [stamp('event', 1)] },
+    );
     await start({ inSwitchover: [events.placed] });
     await untilEffects('b 1');
     expect(await held()).toEqual([expect.objectContaining({ reason: 'early', step: 2 })]);
@@ -417,7 +498,18 @@ describe('routes', () => {
     await db.transaction((tx) =>
       apply(
         db.within(tx),
-        { consumer: 'email', effectKey: `email.${one}`, eventId: one, eventType: events.placed.name, source: 'orders', topic, key: 'a', occurredAt, path: 'rpc', turn: { generation: 1, number: 1 } },
+        {
+          consumer: 'email',
+          effectKey: `email.${one}`,
+          eventId: one,
+          eventType: events.placed.name,
+          source: 'orders',
+          topic,
+          key: 'a',
+          occurredAt,
+          path: 'rpc',
+          turn: { generation: 1, number: 1 },
+        },
         async () => {
           await leaveEffect(tx, { orderId: 'a', step: 1 });
           return { outcome: 'applied' };
@@ -441,21 +533,34 @@ describe('routes', () => {
   });
 
   test('of a type without a handler are parked: the effect is owed', async () => {
-    await send({ orderId: 'a', step: 1, type: 'orders.order-moved', routes: [stamp('event', 1)] }, { orderId: 'a', step: 2, routes: [stamp('event', 2)] });
+    await send(
+      { orderId: 'a', step: 1, type: 'orders.order-moved', routes: [stamp('event', 1)] },
+      { orderId: 'a', step: 2, routes: [stamp('event', 2)] },
+    );
     await start({ inSwitchover: [events.placed] });
     await untilPosition(2);
-    expect(await held()).toEqual([expect.objectContaining({ reason: 'parked', step: 1, error: expect.stringContaining('TURNOUT_EVENT_UNHANDLED') }), expect.objectContaining({ reason: 'behind', step: 2 })]);
+    expect(await held()).toEqual([
+      expect.objectContaining({ reason: 'parked', step: 1, error: expect.stringContaining('TURNOUT_EVENT_UNHANDLED') }),
+      expect.objectContaining({ reason: 'behind', step: 2 }),
+    ]);
   });
 });
 
 describe('failures', () => {
-  const failing = (orderId: string) => on(events.placed, async (event, { tx }: { tx: Client }) => {
-    if (event.data.orderId === orderId && event.data.step === 1) throw new Error('will never work');
-    await leaveEffect(tx, event.data);
-  });
+  const failing = (orderId: string) =>
+    on(events.placed, async (event, { tx }: { tx: Client }) => {
+      if (event.data.orderId === orderId && event.data.step === 1) throw new Error('will never work');
+      await leaveEffect(tx, event.data);
+    });
 
   test('park an event after its last attempt, with the later ones of its key, while other keys flow on', async () => {
-    await send({ orderId: 'a', step: 1 }, { orderId: 'b', step: 1 }, { orderId: 'a', step: 2 }, { orderId: 'a', step: 3 }, { orderId: 'b', step: 2 });
+    await send(
+      { orderId: 'a', step: 1 },
+      { orderId: 'b', step: 1 },
+      { orderId: 'a', step: 2 },
+      { orderId: 'a', step: 3 },
+      { orderId: 'b', step: 2 },
+    );
     await start({ handlers: [failing('a')], retry: { attempts: 3, firstDelayMs: 1, maxDelayMs: 2 } });
     await untilPosition(5);
     expect(await effects()).toEqual(['b 1', 'b 2']);
@@ -475,7 +580,18 @@ describe('failures', () => {
     await db.transaction((tx) =>
       apply(
         db.within(tx),
-        { consumer: 'email', effectKey: `email.${one}`, eventId: one, eventType: events.placed.name, source: 'orders', topic, key: 'a', occurredAt: new Date(), path: 'rpc', turn: undefined },
+        {
+          consumer: 'email',
+          effectKey: `email.${one}`,
+          eventId: one,
+          eventType: events.placed.name,
+          source: 'orders',
+          topic,
+          key: 'a',
+          occurredAt: new Date(),
+          path: 'rpc',
+          turn: undefined,
+        },
         async () => {
           await leaveEffect(tx, { orderId: 'a', step: 1 });
           return { outcome: 'applied' };
@@ -488,7 +604,11 @@ describe('failures', () => {
   });
 
   test('let nothing wait behind an unordered event', async () => {
-    await send({ orderId: 'a', step: 1, type: events.noted.name }, { orderId: 'a', step: 2, type: events.noted.name }, { orderId: 'a', step: 3 });
+    await send(
+      { orderId: 'a', step: 1, type: events.noted.name },
+      { orderId: 'a', step: 2, type: events.noted.name },
+      { orderId: 'a', step: 3 },
+    );
     await start({
       retry: { attempts: 1 },
       handlers: [
@@ -504,7 +624,11 @@ describe('failures', () => {
 
   test('halt the consumer if that is its policy, and lose nothing', async () => {
     await send({ orderId: 'b', step: 1 }, { orderId: 'a', step: 1 }, { orderId: 'b', step: 2 });
-    const service = await start({ handlers: [failing('a')], retry: { attempts: 2, firstDelayMs: 1, maxDelayMs: 1 }, onFailure: 'halt' });
+    const service = await start({
+      handlers: [failing('a')],
+      retry: { attempts: 2, firstDelayMs: 1, maxDelayMs: 1 },
+      onFailure: 'halt',
+    });
     expect(await service.failed()).toMatchObject({ code: 'TURNOUT_HANDLER_FAILED' });
     expect(await position()).toBe(1);
     expect((await alarms()).map((alarm) => alarm.kind)).toEqual(['halted']);
@@ -524,7 +648,9 @@ describe('failures', () => {
     await start();
     await untilPosition(3);
     expect(await effects()).toEqual(['b 1']);
-    const { rows } = await pool.query<{ reason: string; error: string }>('select reason, error from turnout.held order by id');
+    const { rows } = await pool.query<{ reason: string; error: string }>(
+      'select reason, error from turnout.held order by id',
+    );
     expect(rows[0]).toEqual({ reason: 'parked', error: expect.stringContaining(code) });
   });
 
@@ -548,7 +674,9 @@ describe('failures', () => {
     await start();
     await untilPosition(4);
     expect(await effects()).toEqual(['b 2']);
-    expect(await held()).toEqual([expect.objectContaining({ reason: 'parked', step: 2, error: expect.stringContaining('TURNOUT_HANDLER_FAILED') })]);
+    expect(await held()).toEqual([
+      expect.objectContaining({ reason: 'parked', step: 2, error: expect.stringContaining('TURNOUT_HANDLER_FAILED') }),
+    ]);
   });
 
   test('are waited out without an open transaction, and without holding up other partitions', async () => {
@@ -568,7 +696,9 @@ describe('failures', () => {
     });
     await untilEffects('b 1');
     await waitFor(() => failed, { what: 'the first attempt' });
-    const { rows } = await pool.query("select state from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'");
+    const { rows } = await pool.query(
+      "select state from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'",
+    );
     expect(rows).toEqual([]);
     await untilEffects('b 1', 'a 1');
   });
@@ -655,7 +785,9 @@ describe('stop', () => {
       handlers: [
         on(events.placed, async (_event, { signal }) => {
           entered();
-          await new Promise((_resolve, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error)));
+          await new Promise((_resolve, reject) =>
+            signal.addEventListener('abort', () => reject(signal.reason as Error)),
+          );
         }),
       ],
     });
@@ -668,7 +800,10 @@ describe('stop', () => {
 });
 
 describe('detached handlers', () => {
-  function detached(handler: (step: number, attempt: number) => Promise<void> | void, leaseMs = 200): ConsumerDefinition<Client> {
+  function detached(
+    handler: (step: number, attempt: number) => Promise<void> | void,
+    leaseMs = 200,
+  ): ConsumerDefinition<Client> {
     return defineConsumer(pgDatabase(pool), {
       name: 'email',
       from: 'beginning',
@@ -680,7 +815,9 @@ describe('detached handlers', () => {
   }
 
   const outcomes = async (): Promise<string[]> =>
-    (await pool.query<{ outcome: string }>('select outcome from turnout.inbox order by finished_at')).rows.map((row) => row.outcome);
+    (await pool.query<{ outcome: string }>('select outcome from turnout.inbox order by finished_at')).rows.map(
+      (row) => row.outcome,
+    );
 
   test('have an intent before, and an outcome after', async () => {
     await send({ orderId: 'a', step: 1 }, { orderId: 'a', step: 2 });
@@ -719,7 +856,9 @@ describe('detached handlers', () => {
     await run(detached((_step, attempt) => void attempts.push(attempt))).start();
     await untilPosition(1);
     expect(attempts).toEqual([2]);
-    expect(await alarms()).toEqual([{ kind: 'uncertain', detail: expect.objectContaining({ effectKey: `email.${id}` }) }]);
+    expect(await alarms()).toEqual([
+      { kind: 'uncertain', detail: expect.objectContaining({ effectKey: `email.${id}` }) },
+    ]);
   });
 
   test('are parked after their last attempt, like others', async () => {
@@ -737,7 +876,10 @@ describe('detached handlers', () => {
   });
 
   test('hold early events and drain them', async () => {
-    await send({ orderId: 'a', step: 2, routes: [stamp('event', 2)] }, { orderId: 'a', step: 1, routes: [stamp('event', 1)] });
+    await send(
+      { orderId: 'a', step: 2, routes: [stamp('event', 2)] },
+      { orderId: 'a', step: 1, routes: [stamp('event', 1)] },
+    );
     const done: number[] = [];
     await run(detached((step) => void done.push(step))).start();
     await waitFor(() => done.length === 2, { what: 'both' });
@@ -764,19 +906,30 @@ describe('several processes of one name', () => {
     await members[0]!.start();
     for (let step = 1; step <= perPartition; step++) {
       for (let partition = 0; partition < partitions; partition++) {
-        await publisher.send([{ topic: `${topic}-shared`, partition, messages: [messageOf(`${topic}-shared`, { orderId: `p${partition}`, step, number: step })] }]);
+        await publisher.send([
+          {
+            topic: `${topic}-shared`,
+            partition,
+            messages: [messageOf(`${topic}-shared`, { orderId: `p${partition}`, step, number: step })],
+          },
+        ]);
       }
       if (step === 10) await members[1]!.start();
       if (step === 20) await members[2]!.start();
       if (step === 30) await members[0]!.stop();
     }
-    await waitFor(async () => (await effects()).length >= partitions * perPartition, { what: 'all effects', deadlineMs: 20_000 });
+    await waitFor(async () => (await effects()).length >= partitions * perPartition, {
+      what: 'all effects',
+      deadlineMs: 20_000,
+    });
     const { rows } = await pool.query<{ order_id: string; steps: number[]; workers: string }>(
       'select order_id, array_agg(step order by id) as steps, count(distinct worker) as workers from effect group by order_id order by order_id',
     );
     expect(rows.map((row) => row.order_id)).toEqual(['p0', 'p1', 'p2', 'p3']);
     for (const { steps } of rows) expect(steps).toEqual(Array.from({ length: perPartition }, (_, index) => index + 1));
-    const { rows: workers } = await pool.query<{ worker: string }>('select distinct worker from effect order by worker');
+    const { rows: workers } = await pool.query<{ worker: string }>(
+      'select distinct worker from effect order by worker',
+    );
     expect(workers.length).toBeGreaterThan(1);
     expect(await alarms()).toEqual([]);
   });

@@ -21,10 +21,15 @@ const consumer = defineConsumer(pgDatabase(pool), {
 });
 
 test('runs a handler on an event, shows what it did, and leaves nothing behind', async () => {
-  const run = await testHandler(consumer, placed, { orderId: 'a', step: 1 }, {
-    event: { id: '6f1c1e1c-0000-4000-8000-000000000000' },
-    check: async (tx) => (await tx.query<{ order_id: string }>('select order_id from effect')).rows,
-  });
+  const run = await testHandler(
+    consumer,
+    placed,
+    { orderId: 'a', step: 1 },
+    {
+      event: { id: '6f1c1e1c-0000-4000-8000-000000000000' },
+      check: async (tx) => (await tx.query<{ order_id: string }>('select order_id from effect')).rows,
+    },
+  );
   expectTypeOf(run).toExtend<{ outcome: string }>();
   expect(run).toEqual({
     outcome: 'returned',
@@ -47,6 +52,10 @@ test('lets a failing check through', async () => {
 
 test('refuses data that does not fit the schema, and an event type without a handler', async () => {
   // @ts-expect-error: step is a number
-  await expect(testHandler(consumer, placed, { orderId: 'a', step: 'one' })).rejects.toMatchObject({ code: 'TURNOUT_EVENT_DATA_INVALID' });
-  await expect(testHandler(consumer, noted, { orderId: 'a', step: 1 })).rejects.toMatchObject({ code: 'TURNOUT_HANDLER_MISSING' });
+  await expect(testHandler(consumer, placed, { orderId: 'a', step: 'one' })).rejects.toMatchObject({
+    code: 'TURNOUT_EVENT_DATA_INVALID',
+  });
+  await expect(testHandler(consumer, noted, { orderId: 'a', step: 1 })).rejects.toMatchObject({
+    code: 'TURNOUT_HANDLER_MISSING',
+  });
 });

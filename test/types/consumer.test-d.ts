@@ -63,7 +63,11 @@ test('a detached handler has no transaction', () => {
 });
 
 test('consumers on several kinds of databases fit one list', () => {
-  const one: ConsumerDefinition = defineConsumer(database, { name: 'one', from: 'now', handlers: [on(OrderPlaced, () => undefined)] });
+  const one: ConsumerDefinition = defineConsumer(database, {
+    name: 'one',
+    from: 'now',
+    handlers: [on(OrderPlaced, () => undefined)],
+  });
   expectTypeOf(one.name).toEqualTypeOf<string>();
 });
 

@@ -18,10 +18,15 @@ function countAll(sequences: readonly { generation: number; number: bigint }[]):
 describe('countSequence', () => {
   test('finds nothing in a dense run, wherever it starts', () => {
     fc.assert(
-      fc.property(fc.nat(1_000), fc.integer({ min: 1, max: 50 }), fc.integer({ min: 1, max: 9 }), (base, length, generation) => {
-        const run = Array.from({ length }, (_, index) => sequenceOf(generation, base + 1 + index));
-        expect(countAll(run).every((finding) => finding.kind === 'next')).toBe(true);
-      }),
+      fc.property(
+        fc.nat(1_000),
+        fc.integer({ min: 1, max: 50 }),
+        fc.integer({ min: 1, max: 9 }),
+        (base, length, generation) => {
+          const run = Array.from({ length }, (_, index) => sequenceOf(generation, base + 1 + index));
+          expect(countAll(run).every((finding) => finding.kind === 'next')).toBe(true);
+        },
+      ),
     );
   });
 
@@ -46,7 +51,8 @@ describe('countSequence', () => {
           for (let number = finding.from; number <= finding.to; number++) missing.add(Number(number));
         }
         const expected = new Set<number>();
-        for (let number = present[0]!; number <= present.at(-1)!; number++) if (!present.includes(number)) expected.add(number);
+        for (let number = present[0]!; number <= present.at(-1)!; number++)
+          if (!present.includes(number)) expected.add(number);
         expect(missing).toEqual(expected);
       }),
     );
@@ -54,19 +60,27 @@ describe('countSequence', () => {
 
   test('knows every number from the base on as a repeat once it was passed, and those below as from before', () => {
     fc.assert(
-      fc.property(fc.integer({ min: 2, max: 100 }), fc.nat(50), fc.integer({ min: 1, max: 200 }), (base, further, number) => {
-        const state = { generation: 3, base: BigInt(base), last: BigInt(base + further) };
-        const { kind } = countSequence(state, sequenceOf(3, number));
-        if (number < base) expect(kind).toBe('before-base');
-        else if (number <= base + further) expect(kind).toBe('repeat');
-        else expect(kind).toBe(number === base + further + 1 ? 'next' : 'hole');
-      }),
+      fc.property(
+        fc.integer({ min: 2, max: 100 }),
+        fc.nat(50),
+        fc.integer({ min: 1, max: 200 }),
+        (base, further, number) => {
+          const state = { generation: 3, base: BigInt(base), last: BigInt(base + further) };
+          const { kind } = countSequence(state, sequenceOf(3, number));
+          if (number < base) expect(kind).toBe('before-base');
+          else if (number <= base + further) expect(kind).toBe('repeat');
+          else expect(kind).toBe(number === base + further + 1 ? 'next' : 'hole');
+        },
+      ),
     );
   });
 
   test('counts a new generation from 1, and knows the older one as past', () => {
     const state = { generation: 2, base: 10n, last: 20n };
-    expect(countSequence(state, sequenceOf(3, 1))).toEqual({ kind: 'next', state: { generation: 3, base: 1n, last: 1n } });
+    expect(countSequence(state, sequenceOf(3, 1))).toEqual({
+      kind: 'next',
+      state: { generation: 3, base: 1n, last: 1n },
+    });
     expect(countSequence(state, sequenceOf(3, 4))).toMatchObject({ kind: 'hole', from: 1n, to: 3n });
     expect(countSequence(state, sequenceOf(1, 21))).toEqual({ kind: 'repeat' });
   });
@@ -120,7 +134,9 @@ describe('planFor', () => {
     fc.assert(
       fc.property(circumstances, (given) => {
         if (given.offset < given.since || given.finding.kind === 'before-base') return;
-        const owed = given.stamp?.route === 'event' || (given.stamp === undefined && !given.inSwitchover && given.handler !== 'none');
+        const owed =
+          given.stamp?.route === 'event' ||
+          (given.stamp === undefined && !given.inSwitchover && given.handler !== 'none');
         expect(planFor(given).kind === 'observe').toBe(!owed);
       }),
     );
@@ -145,15 +161,19 @@ describe('planFor', () => {
 describe('afterFailure', () => {
   test('gives up after exactly as many failures of the handler as there are attempts, whatever came between', () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 9 }), fc.array(fc.constantFrom('handler' as const, 'conflict' as const, 'outage' as const), { maxLength: 30 }), (attempts, kinds) => {
-        const failures = { handler: 0, conflict: 0, outage: 0 };
-        for (const kind of kinds) {
-          failures[kind]++;
-          const { kind: next } = afterFailure(kind, failures, attempts);
-          if (kind === 'outage' || (kind === 'conflict' && failures.conflict <= 20)) expect(next).toBe('retry');
-          else if (failures.conflict <= 20) expect(next).toBe(failures.handler < attempts ? 'retry' : 'give-up');
-        }
-      }),
+      fc.property(
+        fc.integer({ min: 1, max: 9 }),
+        fc.array(fc.constantFrom('handler' as const, 'conflict' as const, 'outage' as const), { maxLength: 30 }),
+        (attempts, kinds) => {
+          const failures = { handler: 0, conflict: 0, outage: 0 };
+          for (const kind of kinds) {
+            failures[kind]++;
+            const { kind: next } = afterFailure(kind, failures, attempts);
+            if (kind === 'outage' || (kind === 'conflict' && failures.conflict <= 20)) expect(next).toBe('retry');
+            else if (failures.conflict <= 20) expect(next).toBe(failures.handler < attempts ? 'retry' : 'give-up');
+          }
+        },
+      ),
     );
   });
 
@@ -170,15 +190,32 @@ describe('startPositions', () => {
 
   test('starts a new consumer at the beginning or at the end', () => {
     const given = { bounds, known: new Set<number>(), committed: new Map<number, bigint>() };
-    expect(startPositions({ ...given, from: 'beginning' })).toEqual(new Map([[0, 5n], [1, 0n]]));
-    expect(startPositions({ ...given, from: 'now' })).toEqual(new Map([[0, 9n], [1, 0n]]));
+    expect(startPositions({ ...given, from: 'beginning' })).toEqual(
+      new Map([
+        [0, 5n],
+        [1, 0n],
+      ]),
+    );
+    expect(startPositions({ ...given, from: 'now' })).toEqual(
+      new Map([
+        [0, 9n],
+        [1, 0n],
+      ]),
+    );
   });
 
   test('takes over where the group has committed', () => {
-    expect(startPositions({ from: 'now', bounds, known: new Set(), committed: new Map([[0, 7n]]) })).toEqual(new Map([[0, 7n], [1, 0n]]));
+    expect(startPositions({ from: 'now', bounds, known: new Set(), committed: new Map([[0, 7n]]) })).toEqual(
+      new Map([
+        [0, 7n],
+        [1, 0n],
+      ]),
+    );
   });
 
   test('reads partitions that were added later from their start, and leaves the others alone', () => {
-    expect(startPositions({ from: 'now', bounds, known: new Set([1]), committed: new Map([[0, 7n]]) })).toEqual(new Map([[0, 0n]]));
+    expect(startPositions({ from: 'now', bounds, known: new Set([1]), committed: new Map([[0, 7n]]) })).toEqual(
+      new Map([[0, 0n]]),
+    );
   });
 });
