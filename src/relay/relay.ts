@@ -43,7 +43,8 @@ export type RelayEvent =
   | { readonly kind: 'tick'; readonly tick: bigint; readonly events: number; readonly replayed: boolean }
   /** The broker refused a message for good; its placeholder was published. */
   | { readonly kind: 'refused'; readonly id: string; readonly topic: string; readonly reason: string }
-  | { readonly kind: 'stepped-down'; readonly why: 'fenced' | 'lost' };
+  /** `fenced`: another relay has written a tick. `failed`: the database connection was lost, or something else went wrong; the log says what. */
+  | { readonly kind: 'stepped-down'; readonly why: 'fenced' | 'failed' };
 
 /** What a relay has done since it was created. */
 export interface RelayCounts {
@@ -140,7 +141,6 @@ export function createRelay(options: RelayOptions): Relay {
             logger.error('The relay has stopped: it can’t go on by itself.', { error: known });
             throw known;
           }
-          if (isTurnoutError(known, 'TURNOUT_RELAY_FENCED')) tell({ kind: 'stepped-down', why: 'fenced' });
           failures++;
           const waitMs = isTurnoutError(known, 'TURNOUT_RELAY_FENCED') ? 0 : retryDelayMs(retry, failures, Math.random());
           logger.warn('The relay waits and tries again.', { error: known, waitMs });
@@ -188,7 +188,18 @@ async function serve(context: Context, signal: AbortSignal, ready: () => void): 
         logger.warn('The leading relay has work and shows no progress: its database connection is ended.', { holder, tick, takeoverMs: context.takeoverMs }),
     });
     if (way === undefined) return;
-    await lead(context, session, signal, way === 'after-standby', ready);
+    let leading = false;
+    try {
+      await lead(context, session, signal, () => {
+        leading = true;
+        logger.info(way === 'after-standby' ? 'The relay has taken over.' : 'The relay leads.', { relay: context.name });
+        tell({ kind: 'leading', takeover: way === 'after-standby' });
+        ready();
+      });
+    } catch (error) {
+      if (leading) tell({ kind: 'stepped-down', why: isTurnoutError(error, 'TURNOUT_RELAY_FENCED') ? 'fenced' : 'failed' });
+      throw error;
+    }
   } finally {
     // Settings and lock go with the connection.
     session.release(true);
@@ -208,8 +219,8 @@ interface Position {
   lastSeq: bigint;
 }
 
-async function lead(context: Context, session: Session, stopping: AbortSignal, takeover: boolean, ready: () => void): Promise<void> {
-  const { publisher, logger, tell } = context;
+async function lead(context: Context, session: Session, stopping: AbortSignal, leading: () => void): Promise<void> {
+  const { publisher, logger } = context;
   const lost = new AbortController();
   void session.lost.then(() => lost.abort());
   const ended = AbortSignal.any([stopping, lost.signal]);
@@ -218,9 +229,7 @@ async function lead(context: Context, session: Session, stopping: AbortSignal, t
   await checkTopics(publisher, catalogue.partitions, logger);
   const newest = await readNewestTick(session);
   await checkRewound(session, { publisher, catalogue, newest, retentionMs: context.retentionMs, logger });
-  logger.info(takeover ? 'The relay has taken over.' : 'The relay leads.', { relay: context.name, tick: newest?.tick ?? 0n });
-  tell({ kind: 'leading', takeover });
-  ready();
+  leading();
 
   const lookUp: LookUp = {
     catalogue: () => catalogue,
@@ -256,7 +265,6 @@ async function lead(context: Context, session: Session, stopping: AbortSignal, t
     lastWork = performance.now();
   }
   if (lost.signal.aborted) {
-    tell({ kind: 'stepped-down', why: 'lost' });
     throw new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', 'The relay has lost its database connection.');
   }
   // So that the next start has nothing to repeat.
