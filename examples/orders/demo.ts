@@ -95,7 +95,7 @@ async function play(running: World): Promise<Result> {
   view.say(running.parts);
   for (const skipped of running.skips) view.say(`Skipped: ${skipped}`);
   const watching = watch(running, (standing) => view.standing(standing));
-  const load = startLoad(running.shopUrl, Number(options.rate));
+  const load = startLoad(running.shopUrl, Number(options.rate), Number(options.orders));
   try {
     const told = await tellStory({
       world: running,

@@ -24,8 +24,11 @@ const maxOpen = 32;
 const busyCustomers = 12;
 const items = ['lamp', 'chair', 'kettle', 'carpet', 'clock', 'radio'];
 
+/** Once the orders asked for are placed, this share of the rate goes on until the story is told. */
+const restingShare = 0.3;
+
 /** Starts placing `perSecond` orders a second. Every third is changed soon after, every fifth cancelled. */
-export function startLoad(shopUrl: string, perSecond: number): Load {
+export function startLoad(shopUrl: string, perSecond: number, wanted: number): Load {
   const counts = { placed: 0, changed: 0, cancelled: 0, failed: 0 };
   let firstFailure: string | undefined;
   let running = true;
@@ -88,12 +91,14 @@ export function startLoad(shopUrl: string, perSecond: number): Load {
   }
 
   let number = 0;
-  let skipped = 0;
-  const beganAt = performance.now();
+  let due = 0;
+  let lookedAt = performance.now();
   const timer = setInterval(() => {
+    const now = performance.now();
+    const rate = counts.placed < wanted ? perSecond : perSecond * restingShare;
     // By the clock, so that a slow moment is made up for and the rate stays what it is said to be; but only a short one.
-    const due = skipped + ((performance.now() - beganAt) / 1000) * perSecond;
-    skipped -= Math.max(0, due - number - perSecond);
+    due = Math.min(due + ((now - lookedAt) / 1000) * rate, number + rate);
+    lookedAt = now;
     while (running && number < due && waiting < maxOpen) {
       const one = oneOrder(++number).finally(() => open.delete(one));
       open.add(one);

@@ -127,6 +127,7 @@ export async function tellStory({ world, load, view, watch, signal, orders }: St
   await world.killLeadingRelay();
   await until('the standby', async () => (await countTakeovers(world.shop)) > takeoversBefore);
   view.say('The standby leads. It published the last tick once more, to be safe; the inboxes drop what they know.');
+  await forSeconds(2);
 
   if (load.counts.placed < orders) {
     view.chapter(`9. Until ${orders} orders are placed`);

@@ -14,7 +14,8 @@ const kafka = new Kafka({
 });
 
 export default defineConfig({
-  broker: kafkaJs(kafka),
+  // When a process dies, others have its partitions six seconds later.
+  broker: kafkaJs(kafka, { source: { sessionTimeoutMs: 6_000 } }),
   consumers: [loyaltyConsumer(pool)],
   close: () => pool.end(),
 });
