@@ -270,5 +270,60 @@ begin
 end
 $$;
 
+-- Lets a parked event be tried again, with all its attempts: the consumer's sweep takes it, and then those behind it.
+create function turnout.retry_parked(consumer text, effect_key text)
+returns boolean -- false: no such event is parked
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+begin
+  update turnout.held h set reason = 'behind', attempts = 0
+    where h.consumer = retry_parked.consumer and h.effect_key = retry_parked.effect_key and h.reason = 'parked';
+  return found;
+end
+$$;
+
+-- Gives a parked event the outcome 'skipped', for good: those behind it go on. A numbered one can only be skipped when its turn has come.
+create function turnout.skip_parked(consumer text, effect_key text, reason text)
+returns boolean -- false: no such event is parked
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  parked turnout.held;
+  headers jsonb;
+  happened timestamptz;
+begin
+  if coalesce(trim(skip_parked.reason), '') = '' then
+    raise exception 'To skip an event needs a reason.' using errcode = 'TU012', detail = json_build_object('effectKey', skip_parked.effect_key)::text;
+  end if;
+  select * into parked from turnout.held h
+    where h.consumer = skip_parked.consumer and h.effect_key = skip_parked.effect_key and h.reason = 'parked';
+  if not found then
+    return false;
+  end if;
+  headers := case when parked.message ? 'base64'
+                  then convert_from(decode(parked.message ->> 'base64', 'base64'), 'UTF8')::jsonb -> 'headers'
+                  else parked.message -> 'headers' end;
+  if coalesce(headers ->> 'ce_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+    -- No event: nothing can ever repeat it, so there is no outcome to keep.
+    delete from turnout.held h where h.id = parked.id and h.reason = 'parked';
+    return found;
+  end if;
+  happened := (headers ->> 'ce_time')::timestamptz;
+  perform turnout.make_inbox_partition(happened);
+  perform turnout.enter_inbox(parked.consumer, parked.effect_key, happened, parked.source, parked.topic, parked.key,
+                              parked.number is not null, true, 0, 0);
+  -- Under the lock: a call may have brought the effect meanwhile.
+  perform from turnout.held h where h.id = parked.id and h.reason = 'parked' for update;
+  if not found then
+    return false;
+  end if;
+  perform turnout.record_outcome(parked.consumer, parked.effect_key, happened, (headers ->> 'ce_id')::uuid, headers ->> 'ce_type',
+                                 parked.source, parked.topic, parked.key, parked.generation, parked.number, 'event', 'skipped',
+                                 null, null, skip_parked.reason, parked.attempts);
+  return true;
+end
+$$;
+
 revoke all on all tables in schema turnout from public;
 revoke all on all functions in schema turnout from public;

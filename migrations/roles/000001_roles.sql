@@ -95,7 +95,9 @@ begin
       ('turnout_operator', 'undeclared_publishers'),
       ('turnout_reader', 'undeclared_publishers'),
       ('turnout_operator', 'set_stage'),
-      ('turnout_operator', 'resume_key')
+      ('turnout_operator', 'resume_key'),
+      ('turnout_operator', 'retry_parked'),
+      ('turnout_operator', 'skip_parked')
     ) as w (role, name)
   loop
     for routine in

@@ -82,16 +82,16 @@ interface HeldRow {
 const heldColumns = `h.effect_key, h.reason, h.source, h.topic, h.partition, h."offset"::text as offset, h.generation,
   h.number::text as number, h.message::text as message, h.error, h.attempts`;
 
-/** A held event is next if its gate stands right before it, as in decide(); a parked one waits for an operator, or for the call. */
+/** A held event is next if its gate (none yet: before its first number) stands right before it, as in decide(); a parked one waits for an operator, or for the call. */
 const isNext = `h.reason in ('early', 'behind') and g.halted is null
-  and ((h.generation = g.generation and h.number = g.last_number + 1) or (h.generation > g.generation and h.number = 1))`;
+  and ((h.generation = g.generation and h.number = g.last_number + 1) or (h.generation > coalesce(g.generation, 0) and h.number = 1))`;
 
 /** The held event of a key whose turn it is, if any. Apply it in a further transaction, which removes it, and ask again. */
 export async function nextHeld(tx: Queryable, { consumer, source, topic, key }: KeyOfGate): Promise<Held | undefined> {
   const { rows } = await tx.query<HeldRow>(
     `select ${heldColumns}
        from turnout.held h
-       join turnout.gate g using (consumer, source, topic, key)
+       left join turnout.gate g using (consumer, source, topic, key)
       where h.consumer = $1 and h.source = $2 and h.topic = $3 and h.key = $4 and ${isNext}
       order by h.generation, h.number
       limit 1`,
@@ -105,7 +105,7 @@ export async function keysToDrain(tx: Queryable, consumer: string, limit: number
   const { rows } = await tx.query<KeyOfGate>(
     `select distinct h.consumer, h.source, h.topic, h.key
        from turnout.held h
-       join turnout.gate g using (consumer, source, topic, key)
+       left join turnout.gate g using (consumer, source, topic, key)
       where h.consumer = $1 and ${isNext}
       limit $2`,
     [consumer, limit],
@@ -115,15 +115,15 @@ export async function keysToDrain(tx: Queryable, consumer: string, limit: number
 
 /**
  * The oldest waiting event of each key that has no numbers (plain subscribers), where none is parked before it: what can
- * go on because the parked one has had its effect, or was let go.
+ * go on because the parked one has had its effect, was skipped, or is to be tried again. Those without a key wait for nobody.
  */
 export async function headsBehind(tx: Queryable, consumer: string, limit: number): Promise<Held[]> {
   const { rows } = await tx.query<HeldRow>(
     `select ${heldColumns}
-       from (select distinct on (f.source, f.topic, f.key) f.*
+       from (select distinct on (f.source, f.topic, f.key, case when f.key is null then f.id end) f.*
                from turnout.held f
-              where f.consumer = $1 and f.number is null and f.key is not null
-              order by f.source, f.topic, f.key, f.id) h
+              where f.consumer = $1 and f.number is null
+              order by f.source, f.topic, f.key, case when f.key is null then f.id end, f.id) h
       where h.reason = 'behind'
       order by h.id
       limit $2`,

@@ -603,6 +603,49 @@ describe('failures', () => {
     expect(await held()).toEqual([]);
   });
 
+  test.each([
+    ['numbered events', true],
+    ['plain ones', false],
+  ])('can be tried again, or skipped with a reason, by an operator: %s', async (_what, numbered) => {
+    const [one, two] = [randomUUID(), randomUUID()];
+    const routed = (step: number): Pick<Given, 'routes'> => (numbered ? { routes: [stamp('event', step)] } : {});
+    let broken = true;
+    await send(
+      { orderId: 'a', step: 1, id: one, ...routed(1) },
+      { orderId: 'a', step: 2, id: two, ...routed(2) },
+      { orderId: 'a', step: 3, ...routed(3) },
+    );
+    await start({
+      retry: { attempts: 2, firstDelayMs: 1, maxDelayMs: 1 },
+      handlers: [
+        on(events.placed, async (event, { tx }) => {
+          if (event.data.step === 1 || broken) throw new Error('broken');
+          await leaveEffect(tx, event.data);
+        }),
+      ],
+    });
+    await untilPosition(3);
+    const ask = async (sql: string, values: unknown[]): Promise<unknown> =>
+      (await pool.query<{ done: unknown }>(`select ${sql} as done`, values)).rows[0]!.done;
+
+    // Tried again in vain: parked again.
+    expect(await ask("turnout.retry_parked('email', $1)", [`email.${one}`])).toBe(true);
+    await waitFor(async () => (await held())[0]?.attempts === 2, { what: 'the event to be parked again' });
+    await expect(ask("turnout.skip_parked('email', $1, ' ')", [`email.${one}`])).rejects.toMatchObject({
+      code: 'TU012',
+    });
+    expect(await ask("turnout.skip_parked('email', $1, 'shipped by hand')", [`email.${one}`])).toBe(true);
+    expect(await ask("turnout.skip_parked('email', $1, 'shipped by hand')", [`email.${one}`])).toBe(false);
+    // The next one fails as well, until it works.
+    await waitFor(async () => (await held())[0]?.reason === 'parked', { what: 'the second one to be parked' });
+    broken = false;
+    expect(await ask("turnout.retry_parked('email', $1)", [`email.${two}`])).toBe(true);
+    await untilEffects('a 2', 'a 3');
+    expect(await held()).toEqual([]);
+    const { rows } = await pool.query('select effect_key, reason from turnout.inbox where outcome = $1', ['skipped']);
+    expect(rows).toEqual([{ effect_key: `email.${one}`, reason: 'shipped by hand' }]);
+  });
+
   test('let nothing wait behind an unordered event', async () => {
     await send(
       { orderId: 'a', step: 1, type: events.noted.name },
@@ -620,6 +663,14 @@ describe('failures', () => {
       ],
     });
     await untilEffects('a 2', 'a 3');
+    const { rows } = await pool.query<{ effect_key: string }>('select effect_key from turnout.held');
+    expect(
+      (
+        await pool.query<{ done: boolean }>("select turnout.skip_parked('email', $1, 'no') as done", [
+          rows[0]!.effect_key,
+        ])
+      ).rows,
+    ).toEqual([{ done: true }]);
   });
 
   test('halt the consumer if that is its policy, and lose nothing', async () => {
@@ -659,8 +710,12 @@ describe('failures', () => {
     await send({ orderId: 'b', step: 1 });
     await start();
     await untilEffects('b 1');
-    const { rows } = await pool.query<{ error: string }>('select error from turnout.held');
+    const { rows } = await pool.query<{ error: string; effect_key: string }>(
+      'select error, effect_key from turnout.held',
+    );
     expect(rows[0]!.error).toContain('TURNOUT_ENVELOPE_MALFORMED');
+    await pool.query("select turnout.skip_parked('email', $1, 'noise')", [rows[0]!.effect_key]);
+    expect((await pool.query('select from turnout.held')).rowCount).toBe(0);
   });
 
   test('park an event that has ended the process again and again', async () => {
