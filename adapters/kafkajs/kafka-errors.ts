@@ -27,8 +27,13 @@ export function codeOf(error: unknown): ErrorCode {
   return 'TURNOUT_PUBLISH_FAILED';
 }
 
-export function asBrokerError(error: unknown, what: string, details: Readonly<Record<string, unknown>> = {}): TurnoutError {
+export function asBrokerError(
+  error: unknown,
+  what: string,
+  details: Readonly<Record<string, unknown>> = {},
+  code: ErrorCode = codeOf(error),
+): TurnoutError {
   if (error instanceof TurnoutError) return error;
   const reason = error instanceof Error ? error.message : String(error);
-  return new TurnoutError(codeOf(error), `${what}: ${reason}.`, { cause: error, details });
+  return new TurnoutError(code, `${what}: ${reason}.`, { cause: error, details });
 }

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type { IHeaders, Kafka, KafkaMessage, Message as ProducerMessage, Producer, TopicMessages } from 'kafkajs';
 import { TurnoutError, isTurnoutError } from '../../src/errors/index.ts';
 import type { Message } from '../../src/event/index.ts';
+import { retryDelayMs, sleep } from '../../src/lifecycle/index.ts';
 import type { LastRecord, PartitionBatch, Publisher } from '../../src/relay/index.ts';
 import { asBrokerError } from './kafka-errors.ts';
 import { producerSettings } from './producer-settings.ts';
@@ -117,13 +118,14 @@ function toTopicMessages(batches: readonly PartitionBatch[]): TopicMessages[] {
 
 // A broker that is slow to answer is waited for; one that has nothing but markers of transactions at its end would be for ever.
 const lastRecordsDeadlineMs = 10_000;
+const lastRecordsAttempts = 5;
 /** Compaction and markers of transactions leave offsets without a record: the last record is looked for among these. */
 const lookBack = 16n;
 
 /** kafkajs reads in a group only: one that nobody else knows, commits nothing, and goes when its only member leaves. */
 async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[]): Promise<LastRecord[]> {
   const wanted = await withAdmin(kafka, async (admin) => {
-    const ends: { topic: string; partition: number; from: bigint; high: bigint }[] = [];
+    const ends: End[] = [];
     for (const topic of await existingTopics(admin, topics)) {
       for (const { partition, low, high } of await admin.fetchTopicOffsets(topic)) {
         const from = BigInt(high) - lookBack;
@@ -132,18 +134,42 @@ async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[])
     }
     return ends;
   });
-  if (wanted.length === 0) return [];
+  // A broker that has just started, or whose coordinator moves, makes kafkajs give up a group that it would get a moment later.
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return wanted.length === 0 ? [] : await readEnds(kafka, wanted);
+    } catch (error) {
+      if (attempt === lastRecordsAttempts) throw asBrokerError(error, 'The last records can’t be read', {}, 'TURNOUT_BROKER_UNREACHABLE');
+      await sleep(retryDelayMs({ attempts: lastRecordsAttempts, firstDelayMs: 200, maxDelayMs: 1_000 }, attempt, Math.random()));
+    }
+  }
+}
 
+interface End {
+  readonly topic: string;
+  readonly partition: number;
+  readonly from: bigint;
+  readonly high: bigint;
+}
+
+async function readEnds(kafka: KafkaPublisherLike, wanted: readonly End[]): Promise<LastRecord[]> {
   const found = new Map<string, LastRecord>();
   const missing = new Map(wanted.map((end) => [`${end.topic}/${end.partition}`, end]));
-  const consumer = kafka.consumer({ groupId: `turnout-relay-${randomUUID()}`, allowAutoTopicCreation: false, maxWaitTimeInMs: 100, retry: { retries: 2 } });
-  let settle: () => void = () => undefined;
-  const settled = new Promise<void>((resolve) => (settle = resolve));
-  const timer = setTimeout(settle, lastRecordsDeadlineMs);
+  const consumer = kafka.consumer({ groupId: `turnout-relay-${randomUUID()}`, allowAutoTopicCreation: false, maxWaitTimeInMs: 100 });
+  let timer: NodeJS.Timeout | undefined;
   try {
     await consumer.connect();
     await consumer.subscribe({ topics: [...new Set(wanted.map(({ topic }) => topic))], fromBeginning: false });
-    consumer.on(consumer.events.CRASH, settle);
+    let settle: () => void = () => undefined;
+    const settled = new Promise<void>((resolve, reject) => {
+      settle = resolve;
+      consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error));
+      timer = setTimeout(() => {
+        if (found.size > 0) resolve();
+        else reject(new TurnoutError('TURNOUT_BROKER_UNREACHABLE', `The last records were not given within ${lastRecordsDeadlineMs} ms.`));
+      }, lastRecordsDeadlineMs);
+    });
+    settled.catch(() => undefined);
     await consumer.run({
       autoCommit: false,
       eachBatch: async ({ batch: { topic, partition, messages } }) => {
@@ -159,8 +185,6 @@ async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[])
     });
     for (const { topic, partition, from } of wanted) consumer.seek({ topic, partition, offset: from.toString() });
     await settled;
-  } catch (error) {
-    throw asBrokerError(error, 'The last records can’t be read');
   } finally {
     clearTimeout(timer);
     await consumer.disconnect().catch(() => undefined);

@@ -36,18 +36,18 @@ export function observe(watch: Watch | undefined, seen: Observation, takeoverMs:
 }
 
 /**
- * Waits, standing by, until this session holds the lock. Gives how it came to it, or undefined if `signal` was aborted first.
+ * Waits, standing by, until this session holds the lock; gives false if `signal` was aborted first.
  * `standingBy` is called once if somebody else leads.
  */
 export async function becomeLeader(
   session: Session,
   options: { takeoverMs: number; signal: AbortSignal; standingBy: () => void; ending: (holder: string, tick: bigint) => void },
-): Promise<'at-once' | 'after-standby' | undefined> {
+): Promise<boolean> {
   const pollMs = Math.max(20, Math.min(250, options.takeoverMs / 4));
   let watch: Watch | undefined;
   for (let first = true; !options.signal.aborted; first = false) {
     const [row] = await session.queryText(`select pg_try_advisory_lock(${lock})`);
-    if (row?.[0] === 't') return first ? 'at-once' : 'after-standby';
+    if (row?.[0] === 't') return true;
     if (first) options.standingBy();
     const seen = await look(session);
     const decision = observe(watch, seen, options.takeoverMs);
@@ -61,7 +61,7 @@ export async function becomeLeader(
     }
     await sleep(pollMs, options.signal);
   }
-  return undefined;
+  return false;
 }
 
 async function look(session: Session): Promise<Observation> {

@@ -123,11 +123,13 @@ export function createRelay(options: RelayOptions): Relay {
   };
 
   const running = service('relay', async (signal, ready) => {
+    // Whether another relay was seen to lead: what happens between standing by and leading doesn't change that it is a takeover.
+    const history = { stoodBy: false };
     let failures = 0;
     try {
       while (!signal.aborted) {
         try {
-          await serve(context, signal, () => {
+          await serve(context, history, signal, () => {
             failures = 0;
             ready();
           });
@@ -166,7 +168,7 @@ interface Context {
 }
 
 /** From connecting to stepping down. Resolves when `signal` is aborted; rejects when leadership, database or broker are lost. */
-async function serve(context: Context, signal: AbortSignal, ready: () => void): Promise<void> {
+async function serve(context: Context, history: { stoodBy: boolean }, signal: AbortSignal, ready: () => void): Promise<void> {
   const { database, publisher, logger, tell } = context;
   await requireMigrations(database, 'producer');
   const session = await database.connect();
@@ -176,24 +178,26 @@ async function serve(context: Context, signal: AbortSignal, ready: () => void): 
     await publisher.connect();
     await checkTopics(publisher, (await loadCatalogue(session)).partitions, logger);
 
-    const way = await becomeLeader(session, {
+    const led = await becomeLeader(session, {
       takeoverMs: context.takeoverMs,
       signal,
       standingBy: () => {
         logger.info('The relay stands by: another one leads.');
         tell({ kind: 'standing-by' });
+        history.stoodBy = true;
         ready();
       },
       ending: (holder, tick) =>
         logger.warn('The leading relay has work and shows no progress: its database connection is ended.', { holder, tick, takeoverMs: context.takeoverMs }),
     });
-    if (way === undefined) return;
+    if (!led) return;
     let leading = false;
     try {
       await lead(context, session, signal, () => {
         leading = true;
-        logger.info(way === 'after-standby' ? 'The relay has taken over.' : 'The relay leads.', { relay: context.name });
-        tell({ kind: 'leading', takeover: way === 'after-standby' });
+        logger.info(history.stoodBy ? 'The relay has taken over.' : 'The relay leads.', { relay: context.name });
+        tell({ kind: 'leading', takeover: history.stoodBy });
+        history.stoodBy = false;
         ready();
       });
     } catch (error) {

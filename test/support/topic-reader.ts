@@ -30,7 +30,10 @@ export async function readTopic(kafka: Pick<Kafka, 'admin' | 'consumer'>, topic:
   try {
     await consumer.subscribe({ topics: [topic], fromBeginning: true });
     await new Promise<void>((resolve, reject) => {
-      consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error));
+      // A broker that has just started may not be ready for groups; kafkajs then starts again by itself.
+      consumer.on(consumer.events.CRASH, ({ payload }) => {
+        if (!payload.restart) reject(payload.error);
+      });
       consumer
         .run({
           autoCommit: false,
