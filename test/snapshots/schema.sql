@@ -91,12 +91,13 @@ CREATE FUNCTION turnout.empty_outbox_partition(name text, retention interval) RE
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     SET lock_timeout TO '100ms'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare
   range record;
-  newest_xid xid8;
   newest_at timestamptz;
+  finished pg_snapshot;
+  pending boolean;
 begin
   select p.lower_seq, p.upper_seq into range from turnout.closed_outbox_partitions() p where p.name = empty_outbox_partition.name;
   if not found then
@@ -107,28 +108,31 @@ begin
   exception when lock_not_available then
     return 'busy';
   end;
-  execute format('select o.xid, o.occurred_at from turnout.%I o order by o.xid desc limit 1', empty_outbox_partition.name)
-    into newest_xid, newest_at;
-  if newest_xid is null then
+  execute format('select o.occurred_at from turnout.%I o order by o.xid desc limit 1', empty_outbox_partition.name) into newest_at;
+  if newest_at is null then
     return 'empty';
   end if;
   if newest_at > clock_timestamp() - retention then
     return 'young';
   end if;
-  -- Its rows must be before the oldest tick that may still be replayed, which is each shard's newest.
-  if not exists (select from turnout.relay_tick) or exists (
-    select from (select distinct on (t.shard) t.lo from turnout.relay_tick t order by t.shard, t.tick desc) n
-    where newest_xid >= pg_snapshot_xmin(n.lo))
-  then
+  -- Its rows must be visible in the `lo` of every shard's newest tick, which is the oldest that may still be replayed.
+  if not exists (select from turnout.relay_tick) then
     return 'unpublished';
   end if;
+  for finished in select distinct on (t.shard) t.lo from turnout.relay_tick t order by t.shard, t.tick desc loop
+    execute format('select exists (select from turnout.%I o where o.xid >= pg_snapshot_xmin($1) and not pg_visible_in_snapshot(o.xid, $1))',
+                   empty_outbox_partition.name) into pending using finished;
+    if pending then
+      return 'unpublished';
+    end if;
+  end loop;
   if exists (select from turnout.rpc_delivery d where d.seq >= range.lower_seq and d.seq < range.upper_seq) then
     return 'owed';
   end if;
   execute format('truncate only turnout.%I', empty_outbox_partition.name);
   return 'emptied';
 end
-$$;
+$_$;
 
 CREATE FUNCTION turnout.enter_inbox(consumer text, effect_key text, occurred_at timestamp with time zone, source text, topic text, key text, ordered boolean, wait boolean, retention_ms bigint, lease_ms bigint) RETURNS TABLE(locked boolean, too_old boolean, gate_generation integer, gate_number text, gate_halted text, known_outcome text, known_event_id text, known_request_hash text, known_answer text, known_attempts integer, known_lease_over boolean)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -635,6 +639,17 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.retry_parked(consumer text, effect_key text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+begin
+  update turnout.held h set reason = 'behind', attempts = 0
+    where h.consumer = retry_parked.consumer and h.effect_key = retry_parked.effect_key and h.reason = 'parked';
+  return found;
+end
+$$;
+
 CREATE FUNCTION turnout.route_for(stage text, percent numeric, salt text, key text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -707,6 +722,48 @@ begin
   return current.epoch + 1;
 end
 $$;
+
+CREATE FUNCTION turnout.skip_parked(consumer text, effect_key text, reason text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+declare
+  parked turnout.held;
+  headers jsonb;
+  happened timestamptz;
+begin
+  if coalesce(trim(skip_parked.reason), '') = '' then
+    raise exception 'To skip an event needs a reason.' using errcode = 'TU012', detail = json_build_object('effectKey', skip_parked.effect_key)::text;
+  end if;
+  select * into parked from turnout.held h
+    where h.consumer = skip_parked.consumer and h.effect_key = skip_parked.effect_key and h.reason = 'parked';
+  if not found then
+    return false;
+  end if;
+  headers := case when parked.message ? 'base64'
+                  then convert_from(decode(parked.message ->> 'base64', 'base64'), 'UTF8')::jsonb -> 'headers'
+                  else parked.message -> 'headers' end;
+  if coalesce(headers ->> 'ce_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+    -- No event: nothing can ever repeat it, so there is no outcome to keep.
+    delete from turnout.held h where h.id = parked.id and h.reason = 'parked';
+    return found;
+  end if;
+  happened := (headers ->> 'ce_time')::timestamptz;
+  perform turnout.make_inbox_partition(happened);
+  perform turnout.enter_inbox(parked.consumer, parked.effect_key, happened, parked.source, parked.topic, parked.key,
+                              parked.number is not null, true, 0, 0);
+  -- Under the lock: a call may have brought the effect meanwhile.
+  perform from turnout.held h where h.id = parked.id and h.reason = 'parked' for update;
+  if not found then
+    return false;
+  end if;
+  perform turnout.record_outcome(parked.consumer, parked.effect_key, happened, (headers ->> 'ce_id')::uuid, headers ->> 'ce_type',
+                                 parked.source, parked.topic, parked.key, parked.generation, parked.number, 'event', 'skipped',
+                                 null, null, skip_parked.reason, parked.attempts);
+  return true;
+end
+$_$;
 
 CREATE FUNCTION turnout.undeclared_publishers(source text, name text, within_time interval DEFAULT '00:05:00'::interval) RETURNS TABLE(events bigint, newest timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
