@@ -24,8 +24,9 @@ as $$
 #variable_conflict use_column
 declare
   range record;
-  newest_xid xid8;
   newest_at timestamptz;
+  finished pg_snapshot;
+  pending boolean;
 begin
   select p.lower_seq, p.upper_seq into range from turnout.closed_outbox_partitions() p where p.name = empty_outbox_partition.name;
   if not found then
@@ -36,21 +37,24 @@ begin
   exception when lock_not_available then
     return 'busy';
   end;
-  execute format('select o.xid, o.occurred_at from turnout.%I o order by o.xid desc limit 1', empty_outbox_partition.name)
-    into newest_xid, newest_at;
-  if newest_xid is null then
+  execute format('select o.occurred_at from turnout.%I o order by o.xid desc limit 1', empty_outbox_partition.name) into newest_at;
+  if newest_at is null then
     return 'empty';
   end if;
   if newest_at > clock_timestamp() - retention then
     return 'young';
   end if;
-  -- Its rows must be before the oldest tick that may still be replayed, which is each shard's newest.
-  if not exists (select from turnout.relay_tick) or exists (
-    select from (select distinct on (t.shard) t.lo from turnout.relay_tick t order by t.shard, t.tick desc) n
-    where newest_xid >= pg_snapshot_xmin(n.lo))
-  then
+  -- Its rows must be visible in the `lo` of every shard's newest tick, which is the oldest that may still be replayed.
+  if not exists (select from turnout.relay_tick) then
     return 'unpublished';
   end if;
+  for finished in select distinct on (t.shard) t.lo from turnout.relay_tick t order by t.shard, t.tick desc loop
+    execute format('select exists (select from turnout.%I o where o.xid >= pg_snapshot_xmin($1) and not pg_visible_in_snapshot(o.xid, $1))',
+                   empty_outbox_partition.name) into pending using finished;
+    if pending then
+      return 'unpublished';
+    end if;
+  end loop;
   if exists (select from turnout.rpc_delivery d where d.seq >= range.lower_seq and d.seq < range.upper_seq) then
     return 'owed';
   end if;
