@@ -186,6 +186,7 @@ async function start(
     shop: looking.shop,
     databases: looking,
     wires,
+    kills: false,
     skips: [
       'Apache Kafka: events go through the in-memory broker, which passes the same contract tests.',
       'Killing processes: there is only one, so services, consumer and relay are stopped instead.',

@@ -170,6 +170,7 @@ async function start(things: Things, progress: (text: string) => void, signal: A
     shop: pools.shop,
     databases: pools,
     wires,
+    kills: true,
     skips: [],
     switchTo: (service, stage, reason) =>
       turnout(

@@ -11,8 +11,8 @@ import type { CalledService, World } from './world.ts';
 export interface Told {
   /** Orders whose confirmation could not be sent while e-mail was down. */
   readonly owedDuringOutage: readonly string[];
-  /** What was broken on purpose, and how often. */
-  readonly faults: { readonly emailKilled: number; readonly consumerKilled: number; readonly relayKilled: number };
+  /** What was ended on purpose, and how often. */
+  readonly faults: Readonly<Record<string, number>>;
 }
 
 interface Stage {
@@ -27,6 +27,7 @@ interface Stage {
 
 export async function tellStory({ world, load, view, watch, signal, orders }: Stage): Promise<Told> {
   const { wires } = world;
+  const end = world.kills ? 'SIGKILL to' : 'Stopping';
   const forSeconds = (seconds: number): Promise<unknown> => delay(seconds * 1000, undefined, { signal });
   const owed = (service: CalledService): number => watch.standing?.owedCalls[service] ?? 0;
   const until = (what: string, condition: () => boolean | Promise<boolean>, deadlineMs = 90_000): Promise<boolean> =>
@@ -60,7 +61,7 @@ export async function tellStory({ world, load, view, watch, signal, orders }: St
   for (const service of calledServices) wires[service].lose({});
 
   view.chapter('3. E-mail goes down, and orders go on');
-  view.say('SIGKILL to the e-mail service.');
+  view.say(`${end} the e-mail service.`);
   const ordersBefore = watch.standing?.orders ?? 0;
   await world.killEmail();
   await forSeconds(6);
@@ -98,7 +99,7 @@ export async function tellStory({ world, load, view, watch, signal, orders }: St
   view.chapter('6. Loyalty moves, its consumer dies, loyalty goes back');
   await switchTo('loyalty', 'event', 'the loyalty team is ready');
   await forSeconds(4);
-  view.say('SIGKILL to the process that consumes for loyalty; events pile up. The team goes back to calls:');
+  view.say(`${end} what consumes for loyalty; events pile up. The team goes back to calls:`);
   await world.killLoyaltyConsumer();
   await forSeconds(2);
   await switchTo('loyalty', 'rpc', 'the consumer died, nobody knows why yet');
@@ -124,6 +125,7 @@ export async function tellStory({ world, load, view, watch, signal, orders }: St
 
   view.chapter('8. The relay dies, its standby takes over');
   const takeoversBefore = await countTakeovers(world.shop);
+  view.say(`${end} the relay that leads.`);
   await world.killLeadingRelay();
   await until('the standby', async () => (await countTakeovers(world.shop)) > takeoversBefore);
   view.say('The standby leads. It published the last tick once more, to be safe; the inboxes drop what they know.');
@@ -140,5 +142,10 @@ export async function tellStory({ world, load, view, watch, signal, orders }: St
     signal.throwIfAborted();
     view.say(error instanceof Error ? error.message : String(error));
   });
-  return { owedDuringOutage, faults: { emailKilled: 1, consumerKilled: 1, relayKilled: 1 } };
+  return {
+    owedDuringOutage,
+    faults: world.kills
+      ? { emailKilled: 1, consumerKilled: 1, relayKilled: 1 }
+      : { emailStopped: 1, consumerStopped: 1, relayStopped: 1 },
+  };
 }

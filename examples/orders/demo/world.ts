@@ -29,6 +29,8 @@ export interface World {
   readonly databases: Readonly<Record<Consumer, Pool>>;
   /** The network between the shop and each service. */
   readonly wires: Readonly<Record<CalledService, Wire>>;
+  /** Whether processes are really killed; where there is only one, its parts are stopped. */
+  readonly kills: boolean;
   /** What this world can't show, and why. */
   readonly skips: readonly string[];
   switchTo(service: CalledService, stage: 'rpc' | 'event', reason: string): Promise<void>;
