@@ -1,13 +1,16 @@
 import type { PoolClient } from 'pg';
+import type { DataSource, EntityManager } from 'typeorm';
 import * as v from 'valibot';
 import { expectTypeOf, test } from 'vitest';
 import { z } from 'zod';
+import { typeOrmDatabase } from '../../adapters/typeorm/index.ts';
 import { defineConsumer } from '../../src/consumer/index.ts';
 import type { ConsumerDefinition } from '../../src/consumer/index.ts';
 import type { Database } from '../../src/database/index.ts';
 import { defineEvent, on } from '../../src/event/index.ts';
 
 declare const database: Database<PoolClient>;
+declare const dataSource: DataSource;
 
 const OrderPlaced = defineEvent({
   name: 'orders.order-placed',
@@ -60,6 +63,16 @@ test('a detached handler has no transaction', () => {
       }),
     ],
   });
+});
+
+test('the transaction is the one of the user’s library', () => {
+  const analytics = defineConsumer(typeOrmDatabase(dataSource), {
+    name: 'analytics',
+    from: 'beginning',
+    handlers: [on(OrderPlaced, async (_event, { tx }) => expectTypeOf(tx).toEqualTypeOf<EntityManager>())],
+  });
+  const list: readonly ConsumerDefinition[] = [analytics];
+  expectTypeOf(list).toExtend<readonly ConsumerDefinition[]>();
 });
 
 test('consumers on several kinds of databases fit one list', () => {
