@@ -159,3 +159,50 @@ test('a CommonJS project requires every entry, and is type-checked against it', 
   await command(join(bin, 'tsc'), [...flags, 'use.mts'], directory);
   await command(join(bin, 'tsc'), [...flags, 'use.cts'], directory);
 });
+
+test.each(['module', 'commonjs'] as const)(
+  'the command line reads TypeScript in a project of type %s',
+  async (type) => {
+    const directory = await project(`configured-${type}`, type, []);
+    // An enum and an import without extension: more than type stripping can do.
+    writeFileSync(
+      join(directory, 'names.ts'),
+      `enum Name { Shop = 'shop' }\nexport const source: string = Name.Shop;\n`,
+    );
+    writeFileSync(
+      join(directory, 'turnout.config.ts'),
+      `
+    import { TurnoutError, defineConfig } from 'turnout';
+    import { source } from './names';
+    const nowhere = () => { throw new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', 'There is no database.'); };
+    export default defineConfig({
+      source,
+      events: [],
+      database: { connect: nowhere, query: nowhere, transaction: nowhere, within: nowhere, whenEnded: () => false, maxConnections: 1 },
+    });
+  `,
+    );
+    const turnout = join(directory, 'node_modules/.bin/turnout');
+    const failed = await run(turnout, ['status', '--json'], { cwd: directory }).catch(
+      (error: unknown) => error as { stdout: string; code: number },
+    );
+    expect(failed).toMatchObject({ code: 1 });
+    expect(JSON.parse(failed.stdout)).toMatchObject({ ok: false, error: { code: 'TURNOUT_DATABASE_UNREACHABLE' } });
+    expect(await command(turnout, ['migrate', '--print', '--set', 'producer'], directory)).toContain(
+      'create table turnout.outbox',
+    );
+
+    // Two instances of the package would share neither AsyncLocalStorage nor instanceof.
+    writeFileSync(
+      join(directory, 'same.mjs'),
+      `
+    import { TurnoutError } from 'turnout';
+    import { loadConfig } from './node_modules/turnout/dist/src/cli/load-config.js';
+    const config = await loadConfig(process.cwd(), undefined);
+    try { config.database.query(); } catch (error) { console.log(error instanceof TurnoutError); }
+  `,
+    );
+    // Promised for ES modules; a CommonJS project names its file turnout.config.mts for it.
+    if (type === 'module') expect(await command(process.execPath, ['same.mjs'], directory)).toBe('true\n');
+  },
+);
