@@ -355,6 +355,23 @@ as $$
     publish.switchovers) p
 $$;
 
+-- Events of a key between two of its numbers, in order: what has to be sent before a call that is ahead of them.
+-- A function, so that who makes calls need not be allowed to read the outbox.
+create function turnout.missing_events(consumer text, source text, topic text, key text, generation integer,
+                                       after_number bigint, below_number bigint, most integer)
+returns table (number bigint, id uuid, source text, topic text, aggregateid text, type text, version integer, payload json,
+               headers jsonb, occurred_at timestamptz)
+language sql stable security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+  select s.number, o.id, o.source, o.topic, o.aggregateid, o.type, o.version, o.payload, o.headers, o.occurred_at
+  from turnout.stamp s
+  join turnout.outbox o on o.xid = s.xid and o.seq = s.seq
+  where s.consumer = $1 and s.source = $2 and s.topic = $3 and s.key = $4 and s.generation = $5
+    and s.number > after_number and s.number < below_number
+  order by s.number
+  limit most
+$$;
+
 -- Creates a switchover in stage rpc, or brings the list of its event types up to date. What can't change is refused.
 create function turnout.register_switchover(source text, name text, consumer text, event_types text[], ordering text, reason text)
 returns boolean -- true: created now

@@ -38,8 +38,6 @@ begin
     select w.role, w.rights, w.name
     from (values
       ('turnout_publisher', 'select', 'switchover'),
-      ('turnout_publisher', 'select', 'outbox'),
-      ('turnout_publisher', 'select', 'stamp'),
       ('turnout_publisher', 'select, update, delete', 'rpc_delivery'),
       ('turnout_relay', 'select', 'source'),
       ('turnout_relay', 'select', 'topic'),
@@ -48,14 +46,13 @@ begin
       ('turnout_relay', 'select, insert', 'relay_tick'),
       ('turnout_relay', 'select, insert, update', 'relay_shard'),
       ('turnout_relay', 'select', 'switchover'),
-      ('turnout_relay', 'select', 'stamp'),
-      ('turnout_relay', 'select, insert, update, delete', 'rpc_delivery'),
+      ('turnout_relay', 'select, update, delete', 'rpc_delivery'),
       ('turnout_consumer', 'select, insert, update', 'assignment'),
       ('turnout_consumer', 'select, insert, update', 'position'),
       ('turnout_consumer', 'select, insert, update', 'consumed_sequence'),
       ('turnout_consumer', 'select, insert', 'alarm'),
-      ('turnout_consumer', 'select, insert, update', 'inbox'),
-      ('turnout_consumer', 'select, insert, update', 'gate'),
+      ('turnout_consumer', 'select', 'inbox'),
+      ('turnout_consumer', 'select', 'gate'),
       ('turnout_consumer', 'select, insert, update, delete', 'held')
     ) as w (role, rights, name)
     where pg_catalog.to_regclass('turnout.' || w.name) is not null
@@ -79,6 +76,8 @@ begin
       ('turnout_publisher', 'publish'),
       ('turnout_publisher', 'publish_events'),
       ('turnout_publisher', 'lock_keys'),
+      ('turnout_publisher', 'missing_events'),
+      ('turnout_relay', 'missing_events'),
       ('turnout_relay', 'make_outbox_partitions'),
       ('turnout_relay', 'closed_outbox_partitions'),
       ('turnout_relay', 'empty_outbox_partition'),

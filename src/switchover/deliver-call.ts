@@ -248,12 +248,9 @@ function gone(number: number): CallResult {
 async function readMissing(owed: OwedCall, after: Turn, database: Queryable): Promise<OwedCall[]> {
   const { switchover, event } = owed;
   const { rows } = await database.query<EventRow & { number: string }>(
-    `select ${eventColumns}, s.number::text as number
-       from turnout.stamp s
-       join turnout.outbox o on o.xid = s.xid and o.seq = s.seq
-      where s.consumer = $1 and s.source = $2 and s.topic = $3 and s.key = $4 and s.generation = $5 and s.number > $6 and s.number < $7
-      order by s.number
-      limit ${resendPage}`,
+    `select ${eventColumns}, o.number::text as number
+       from turnout.missing_events($1, $2, $3, $4, $5, $6, $7, ${resendPage}) o
+      order by o.number`,
     [switchover.consumer, event.source, event.topic, event.key, after.generation, after.number, owed.turn!.number],
   );
   return rows.map((row) => ({

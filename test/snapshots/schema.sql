@@ -264,6 +264,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.missing_events(consumer text, source text, topic text, key text, generation integer, after_number bigint, below_number bigint, most integer) RETURNS TABLE(number bigint, id uuid, source text, topic text, aggregateid text, type text, version integer, payload json, headers jsonb, occurred_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $_$
+  select s.number, o.id, o.source, o.topic, o.aggregateid, o.type, o.version, o.payload, o.headers, o.occurred_at
+  from turnout.stamp s
+  join turnout.outbox o on o.xid = s.xid and o.seq = s.seq
+  where s.consumer = $1 and s.source = $2 and s.topic = $3 and s.key = $4 and s.generation = $5
+    and s.number > after_number and s.number < below_number
+  order by s.number
+  limit most
+$_$;
+
 CREATE FUNCTION turnout.publish(source text, type text, version integer, key text, data json, headers jsonb DEFAULT NULL::jsonb, switchovers text[] DEFAULT '{}'::text[], id uuid DEFAULT gen_random_uuid()) RETURNS uuid
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
