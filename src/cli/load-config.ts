@@ -7,13 +7,13 @@ import type { TurnoutConfig } from '../config.ts';
 
 const defaultNames = ['turnout.config.ts', 'turnout.config.mts', 'turnout.config.js', 'turnout.config.mjs'];
 
-/** Failures that mean "this Node can't read this TypeScript by itself", not "the configuration is wrong". */
-const needsTsx = new Set([
-  'ERR_UNKNOWN_FILE_EXTENSION',
-  'ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX',
-  'ERR_MODULE_NOT_FOUND',
-  'ERR_INVALID_TYPESCRIPT_SYNTAX',
-]);
+/** Failures that may mean "this Node can't read this TypeScript by itself" rather than "the configuration is wrong". */
+function mayNeedTsx(error: unknown): boolean {
+  // Import statements in a package of type commonjs: Node has no code for it.
+  return error instanceof SyntaxError || needsTsx.has(codeOf(error));
+}
+
+const needsTsx = new Set(['ERR_UNKNOWN_FILE_EXTENSION', 'ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX', 'ERR_MODULE_NOT_FOUND']);
 
 /**
  * Loads `turnout.config.ts` (or the file given) and checks it. Throws TURNOUT_CONFIG_INVALID.
@@ -29,7 +29,7 @@ export async function loadConfig(cwd: string, name: string | undefined): Promise
   let loaded: unknown;
   try {
     loaded = await import(url).catch(async (error: unknown) => {
-      if (!/\.[mc]?ts$/.test(file) || !needsTsx.has(codeOf(error))) throw error;
+      if (!/\.[mc]?ts$/.test(file) || !mayNeedTsx(error)) throw error;
       await registerTsx();
       // Node remembers that loading this address failed; another query is another module.
       return import(`${url}?tsx`);
