@@ -131,7 +131,6 @@ export const errorKinds = {
     retryable: false,
     remedy: 'Answers are kept in memory until the commit; raise maxAnswerBytes, or answer with less.',
   },
-  TURNOUT_RPC_FAILED: { retryable: true, remedy: 'The call is kept and will be made again.' },
   TURNOUT_UNAUTHENTICATED: { retryable: false, remedy: 'Send the credentials that the endpoint’s authenticate() expects.' },
 
   // Envelope

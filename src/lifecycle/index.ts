@@ -1,4 +1,4 @@
-export { enableFailpoint, failpoint, failpoints } from './failpoints.ts';
+export { enableFailpoint, failpoint } from './failpoints.ts';
 export type { Failpoint } from './failpoints.ts';
 export { jsonLogger, silentLogger } from './logger.ts';
 export type { Logger } from './logger.ts';

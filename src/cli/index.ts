@@ -1,2 +1,0 @@
-export type { Io } from './output.ts';
-export { runCli } from './program.ts';
