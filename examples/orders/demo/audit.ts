@@ -63,7 +63,7 @@ export function auditQuery(consumer: Consumer): string {
 }
 
 /** Compares what every service did with the shop's orders, as they are now. */
-export async function audit(world: World): Promise<Record<Consumer, Audit>> {
+export async function audit(world: Pick<World, 'shop' | 'databases'>): Promise<Record<Consumer, Audit>> {
   const { rows: orders } = await world.shop.query<{ id: string; version: number }>(
     'select id::text as id, version from "order"',
   );
