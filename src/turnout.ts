@@ -146,6 +146,7 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
   const byName = new Map(switchovers.map((switchover) => [switchover.name, switchover]));
   const names = [...byName.keys()];
   const ownOf = new WeakMap<Published, Own>();
+  const startLater = starter(database, logger);
 
   async function publishAll(tx: Open, occurrences: readonly Occurrence[]): Promise<Published[]> {
     const requests = occurrences.map(({ event, data, id, headers }) => ({
@@ -166,7 +167,7 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
       return { published, own };
     });
     database.whenEnded(tx, {
-      committed: () => all.forEach(({ own }) => void own.start()),
+      committed: () => startLater(all.map(({ own }) => own)),
       rolledBack: () => all.forEach(({ own }) => own.discard()),
     });
     return all.map(({ published }) => published);
@@ -183,21 +184,13 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
     async deliver(published) {
       const list = Array.isArray(published) ? (published as readonly Published[]) : [published as Published];
       const owns = list.map((each) => ownOf.get(each)).filter((own) => own !== undefined);
-      // A call for an event that is not committed would be a call for nothing.
-      const committed = await owedAmong(
-        database,
-        owns.flatMap(({ effectKeys }) => effectKeys),
-      ).catch((error: unknown) => {
-        logger.warn('It could not be seen whether a transaction was committed; the sweeper makes its calls.', {
-          error,
-        });
-        return new Set<string>();
-      });
-      await Promise.all(
-        owns.filter(({ effectKeys }) => effectKeys.some((key) => committed.has(key))).map((own) => own.start()),
-      );
+      const owed = await owedOf(database, owns, logger);
+      await Promise.all([...(owed ?? [])].map((own) => own.start()));
     },
-    close: () => queue.close(),
+    async close() {
+      await startLater.idle();
+      await queue.close();
+    },
   };
 }
 
@@ -206,6 +199,8 @@ interface Own {
   readonly effectKeys: readonly string[];
   /** Makes the calls; resolves when they are over. Called again, does nothing more. */
   start(): Promise<void>;
+  /** Makes none of them, and says why to those who ask. */
+  leave(why: string): void;
   discard(): void;
   /** By switchover. */
   readonly answers: ReadonlyMap<string, Promise<Delivered>>;
@@ -238,6 +233,9 @@ function ownCalls(
         }),
       ).then(() => undefined);
       return started;
+    },
+    leave(why) {
+      for (const { answer } of calls) answer.resolve({ kind: 'pending', why });
     },
     discard() {
       const error = new TurnoutError(
@@ -288,14 +286,62 @@ function publishedOf({ id, seq, key, time, stamps, type }: PublishedEvent, own: 
   };
 }
 
-/** Which of these calls are owed, as far as others can see. */
-async function owedAmong(database: Queryable, effectKeys: readonly string[]): Promise<Set<string>> {
+/** Starts the calls of events whose transactions were committed. */
+interface Starter {
+  (committed: readonly Own[]): void;
+  /** Resolves when none is being looked up any more. */
+  idle(): Promise<void>;
+}
+
+/**
+ * A commit doesn't say that an event is there: its savepoint may have been rolled back in a way that nobody could follow
+ * (plain SQL in a transaction of TypeORM's own, a query object, a name that is written otherwise). Therefore what is owed is read
+ * before the first call, once for all that is told in one turn: a commit tells of all its events in one.
+ */
+function starter(database: Queryable, logger: Logger): Starter {
+  const gathered: Own[] = [];
+  const lookingUp = new Set<Promise<void>>();
+
+  async function start(owns: readonly Own[]): Promise<void> {
+    const owed = await owedOf(database, owns, logger);
+    for (const own of owns) {
+      if (owed === undefined) own.leave('it could not be seen whether the transaction was committed');
+      else if (owed.has(own)) void own.start();
+      else own.leave('nothing is owed for it: it was rolled back, or another process has made the call');
+    }
+  }
+
+  function startLater(committed: readonly Own[]): void {
+    const calling = committed.filter(({ effectKeys }) => effectKeys.length > 0);
+    if (calling.length === 0) return;
+    gathered.push(...calling);
+    if (gathered.length > calling.length) return;
+    const started = Promise.resolve()
+      .then(() => start(gathered.splice(0)))
+      .finally(() => lookingUp.delete(started));
+    lookingUp.add(started);
+  }
+
+  return Object.assign(startLater, {
+    idle: () => Promise.all(lookingUp).then(() => undefined),
+  });
+}
+
+/** The events for which a call is owed, as far as others can see; undefined if that could not be read. */
+async function owedOf(database: Queryable, owns: readonly Own[], logger: Logger): Promise<Set<Own> | undefined> {
+  const effectKeys = owns.flatMap((own) => own.effectKeys);
   if (effectKeys.length === 0) return new Set();
-  const { rows } = await database.query<{ effect_key: string }>(
-    'select d.effect_key from turnout.rpc_delivery d where d.effect_key = any (array(select json_array_elements_text($1::text::json)))',
-    [JSON.stringify(effectKeys)],
-  );
-  return new Set(rows.map((row) => row.effect_key));
+  try {
+    const { rows } = await database.query<{ effect_key: string }>(
+      'select d.effect_key from turnout.rpc_delivery d where d.effect_key = any (array(select json_array_elements_text($1::text::json)))',
+      [JSON.stringify(effectKeys)],
+    );
+    const owed = new Set(rows.map((row) => row.effect_key));
+    return new Set(owns.filter((own) => own.effectKeys.some((key) => owed.has(key))));
+  } catch (error) {
+    logger.warn('It could not be seen whether a transaction was committed; the sweeper makes its calls.', { error });
+    return undefined;
+  }
 }
 
 interface Deferred<Value> {
