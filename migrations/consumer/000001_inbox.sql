@@ -100,6 +100,43 @@ begin
 end
 $$;
 
+-- Drops the partitions that hold only outcomes older than `older_than`; returns how many went. To be run by a scheduler, with
+-- at least the longest retention of the consumers and endpoints of this database: a repeat is known no more afterwards.
+-- Partitions with an intent (running, queued) stay. For a moment it locks the inbox, so it gives up at once while it is in use.
+create function turnout.drop_inbox_partitions(older_than interval)
+returns integer
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp set lock_timeout = '50ms'
+as $$
+declare
+  name text;
+  pending boolean;
+  dropped integer := 0;
+begin
+  if older_than < interval '1 day' then
+    raise exception 'Outcomes are kept for a day at least, not %.', older_than;
+  end if;
+  for name in
+    select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'turnout.inbox'::regclass
+      and to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' + interval '7 days' < clock_timestamp() - older_than
+    order by c.relname
+  loop
+    begin
+      execute format('lock table turnout.inbox, turnout.%I in access exclusive mode', name);
+      execute format('select exists (select from turnout.%I where outcome in (''running'', ''queued''))', name) into pending;
+      if not pending then
+        execute format('alter table turnout.inbox detach partition turnout.%I', name);
+        execute format('drop table turnout.%I', name);
+        dropped := dropped + 1;
+      end if;
+    exception when lock_not_available then
+      return dropped;
+    end;
+  end loop;
+  return dropped;
+end
+$$;
+
 select turnout.make_inbox_partition(clock_timestamp());
 select turnout.make_inbox_partition(clock_timestamp() + interval '7 days');
 

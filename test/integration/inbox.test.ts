@@ -451,3 +451,35 @@ test('partitions of the inbox are made for the time of an event, once', async ()
     there: 'turnout.inbox_20310428',
   });
 });
+
+test('outcomes leave by the partition, and an event of a dropped week can still be applied', async () => {
+  const old = new Date(Date.now() - 60 * day);
+  const held = new Date(Date.now() - 90 * day);
+  const db = { query: (text: string, values?: unknown[]) => pool.query(text, values) } as never;
+  const weeksOf = async (): Promise<string[]> => {
+    const { rows } = await pool.query<{ name: string }>(
+      `select c.relname as name from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = 'turnout.inbox'::regclass order by 1`,
+    );
+    return rows.map(({ name }) => name);
+  };
+  const before = await weeksOf();
+  await ensureInboxPartition(db, old);
+  await ensureInboxPartition(db, held);
+  await pool.query(
+    `insert into turnout.inbox (consumer, effect_key, occurred_at, event_id, event_type, source, path, outcome)
+     values ('keeper', 'keeper.running', $1, gen_random_uuid(), 'x', 's', 'event', 'running'),
+            ('keeper', 'keeper.applied', $2, gen_random_uuid(), 'x', 's', 'event', 'applied')`,
+    [held.toISOString(), old.toISOString()],
+  );
+  expect(await weeksOf()).toHaveLength(before.length + 2);
+
+  const drop = async (than: string): Promise<number> =>
+    (await pool.query<{ n: number }>('select turnout.drop_inbox_partitions($1::interval) as n', [than])).rows[0]!.n;
+  expect(await drop('80 days')).toBe(0); // the one with an intent stays
+  expect(await drop('30 days')).toBe(1);
+  expect(await weeksOf()).toHaveLength(before.length + 1);
+  await expect(drop('0 days')).rejects.toThrow('a day at least');
+
+  await ensureInboxPartition(db, old);
+  expect(await weeksOf()).toHaveLength(before.length + 2);
+});

@@ -87,6 +87,41 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.drop_inbox_partitions(older_than interval) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '50ms'
+    AS $$
+declare
+  name text;
+  pending boolean;
+  dropped integer := 0;
+begin
+  if older_than < interval '1 day' then
+    raise exception 'Outcomes are kept for a day at least, not %.', older_than;
+  end if;
+  for name in
+    select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'turnout.inbox'::regclass
+      and to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' + interval '7 days' < clock_timestamp() - older_than
+    order by c.relname
+  loop
+    begin
+      execute format('lock table turnout.inbox, turnout.%I in access exclusive mode', name);
+      execute format('select exists (select from turnout.%I where outcome in (''running'', ''queued''))', name) into pending;
+      if not pending then
+        execute format('alter table turnout.inbox detach partition turnout.%I', name);
+        execute format('drop table turnout.%I', name);
+        dropped := dropped + 1;
+      end if;
+    exception when lock_not_available then
+      return dropped;
+    end;
+  end loop;
+  return dropped;
+end
+$$;
+
 CREATE FUNCTION turnout.empty_outbox_partition(name text, retention interval) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
