@@ -41,7 +41,7 @@ export function observe(watch: Watch | undefined, seen: Observation, takeoverMs:
  */
 export async function becomeLeader(
   session: Session,
-  options: { takeoverMs: number; signal: AbortSignal; standingBy: () => void; ending: (holder: string, tick: bigint) => void },
+  options: { takeoverMs: number; signal: AbortSignal; standingBy: () => void; ending: (holder: string, tick: bigint) => void; mayNotEnd: (error: unknown) => void },
 ): Promise<boolean> {
   const pollMs = Math.max(20, Math.min(250, options.takeoverMs / 4));
   let watch: Watch | undefined;
@@ -54,7 +54,12 @@ export async function becomeLeader(
     watch = decision.watch;
     if (decision.takeOver && seen.holder !== undefined) {
       options.ending(seen.holder, seen.tick);
-      await session.queryText('select pg_terminate_backend($1::integer)', [seen.holder]);
+      await session.queryText('select pg_terminate_backend($1::integer)', [seen.holder]).catch((error: unknown) => {
+        // Another role's: standing by goes on, and so does the leader, if it lives.
+        if ((error as { code?: unknown }).code !== '42501') throw error;
+        options.mayNotEnd(error);
+        watch = undefined;
+      });
       // The lock is free as soon as the backend has gone, which takes a moment.
       await sleep(10, options.signal);
       continue;

@@ -189,6 +189,8 @@ async function serve(context: Context, history: { stoodBy: boolean }, signal: Ab
       },
       ending: (holder, tick) =>
         logger.warn('The leading relay has work and shows no progress: its database connection is ended.', { holder, tick, takeoverMs: context.takeoverMs }),
+      mayNotEnd: (error) =>
+        logger.error('This relay may not end the connection of the leading one: run both as one database role, or grant pg_signal_backend.', { error }),
     });
     if (!led) return;
     let leading = false;

@@ -3,10 +3,11 @@ import { Pool } from 'pg';
 import { afterEach, describe, expect, onTestFinished, test } from 'vitest';
 import { kafkaJsPublisher, kafkaJsTopics } from '../../adapters/kafkajs/index.ts';
 import { pgDatabase } from '../../adapters/pg/index.ts';
+import { migrate } from '../../src/database/index.ts';
 import type { Logger } from '../../src/lifecycle/index.ts';
 import { silentLogger } from '../../src/lifecycle/index.ts';
 import type { Publisher } from '../../src/relay/index.ts';
-import { createRelay } from '../../src/relay/index.ts';
+import { createRelay, outboxKeeper } from '../../src/relay/index.ts';
 import type { Relay, RelayEvent, RelayOptions } from '../../src/relay/index.ts';
 import { inMemoryBroker } from '../../src/testing/index.ts';
 import type { InMemoryBroker } from '../../src/testing/index.ts';
@@ -493,6 +494,38 @@ describe('two relays', () => {
       expect(numbers).toEqual(dense(numbers.length));
     }
   }
+});
+
+test('a role that has been granted turnout_relay, and nothing else, can relay, take over and keep the outbox', async () => {
+  const orders = await producer();
+  const broker = await brokerFor(orders);
+  await migrate(pgDatabase(orders.pool), ['roles']);
+  const role = uniqueName('relay_role');
+  await orders.pool.query(`create role ${role} login in role turnout_relay`);
+  const address = new URL(orders.url);
+  address.username = role;
+  const pool = new Pool({ connectionString: address.href });
+  pool.on('error', () => undefined);
+  onTestFinished(async () => {
+    await pool.end();
+    await orders.pool.query(`drop role ${role}`);
+  });
+  const log: string[] = [];
+  const keeper = outboxKeeper({ database: pgDatabase(pool), retentionMs: 0, everyMs: 20, logger: { ...silentLogger, warn: (line) => log.push(line) } });
+  await keeper.start();
+  // It leads, and hangs at its first send.
+  let letGo: (error: Error) => void = () => undefined;
+  const hanging = { ...broker.publisher(), send: () => new Promise<never>((_, reject) => (letGo = reject)) };
+  const first = relayOf({ pool }, hanging);
+  await first.relay.start();
+  await orders.publish(3);
+  const second = relayOf({ pool }, broker.publisher(), { takeoverMs: 200 });
+  await second.relay.start();
+  await waitFor(() => second.relay.counts().published === 3);
+  expect(second.relay.counts().takeovers).toBe(1);
+  expect(log).toEqual([]);
+  letGo(new Error('too late'));
+  await Promise.all([keeper.stop(), first.relay.stop(), second.relay.stop()]);
 });
 
 test('Kafka is killed and comes back: everything is there, in order', { timeout: 120_000 }, async () => {
