@@ -514,8 +514,8 @@ test('a role that has been granted turnout_relay, and nothing else, can relay, t
   const keeper = outboxKeeper({ database: pgDatabase(pool), retentionMs: 0, everyMs: 20, logger: { ...silentLogger, warn: (line) => log.push(line) } });
   await keeper.start();
   // It leads, and hangs at its first send.
-  let letGo: (error: Error) => void = () => undefined;
-  const hanging = { ...broker.publisher(), send: () => new Promise<never>((_, reject) => (letGo = reject)) };
+  const hung: ((error: Error) => void)[] = [];
+  const hanging = { ...broker.publisher(), send: () => new Promise<never>((_, reject) => hung.push(reject)) };
   const first = relayOf({ pool }, hanging);
   await first.relay.start();
   await orders.publish(3);
@@ -524,7 +524,7 @@ test('a role that has been granted turnout_relay, and nothing else, can relay, t
   await waitFor(() => second.relay.counts().published === 3);
   expect(second.relay.counts().takeovers).toBe(1);
   expect(log).toEqual([]);
-  letGo(new Error('too late'));
+  for (const letGo of hung) letGo(new Error('too late'));
   await Promise.all([keeper.stop(), first.relay.stop(), second.relay.stop()]);
 });
 
