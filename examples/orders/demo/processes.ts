@@ -14,6 +14,7 @@ import {
   uniqueName,
 } from '../../../test/support/index.ts';
 import type { Database, Kafka as KafkaPart, NodeProcess, Postgres } from '../../../test/support/index.ts';
+import { OrderPlaced } from '../events.ts';
 import { countRecords } from './count-records.ts';
 import { openWire } from './wire.ts';
 import type { Wire } from './wire.ts';
@@ -22,6 +23,8 @@ import type { CalledService, Consumer, World } from './world.ts';
 
 const example = (path: string): string => fileURLToPath(new URL(`../${path}`, import.meta.url));
 const turnoutCommand = fileURLToPath(new URL('../../../src/cli/main.ts', import.meta.url));
+
+const topic = OrderPlaced.topic.name;
 
 type Owner = 'shop' | Consumer;
 const owners: readonly Owner[] = ['shop', ...consumers];
@@ -33,6 +36,8 @@ interface Things {
   readonly wires: Wire[];
   readonly databases: Database[];
   readonly parts: (Postgres | KafkaPart)[];
+  /** Takes out of a cluster that isn't ours what the demo has put into it. */
+  leave?: () => Promise<unknown>;
 }
 
 /** Starts it all; if that fails, ends what was started. Rejects with PartMissingError if there is no Kafka to be had. */
@@ -60,6 +65,9 @@ async function start(things: Things, progress: (text: string) => void, signal: A
   await Promise.allSettled(starting);
   const [postgres, kafka] = await Promise.all(starting);
   signal.throwIfAborted();
+
+  const client = new Kafka({ clientId: uniqueName('demo'), brokers: [...kafka.brokers], logLevel: logLevel.NOTHING });
+  if (kafka.source === 'environment') things.leave = await borrow(client);
 
   progress('Creating five databases');
   const databases = {} as Record<Owner, Database>;
@@ -161,8 +169,6 @@ async function start(things: Things, progress: (text: string) => void, signal: A
   const shopPort = await freePort();
   await serveApp('shop', shopPort);
 
-  const client = new Kafka({ clientId: uniqueName('demo'), brokers: [...kafka.brokers], logLevel: logLevel.NOTHING });
-
   return {
     parts: `PostgreSQL ${postgres.version} (${postgres.source}), Apache Kafka ${kafka.version} (${kafka.source}), ${things.processes.size} processes of Node ${process.version}`,
     broker: { name: kafka.name, version: kafka.version },
@@ -198,11 +204,11 @@ async function start(things: Things, progress: (text: string) => void, signal: A
       if (leader === undefined) throw new Error(`No process leads by the name of ${rows[0]?.relay}.`);
       await kill(leader[0]);
     },
-    countTopic: () => countRecords(client, 'shop.orders'),
+    countTopic: () => countRecords(client, topic),
     reportFolder: mkdtempSync(join(tmpdir(), 'turnout-demo-')),
     links: [
       ...owners.map((owner) => `psql ${databases[owner].url}`),
-      `Kafka: ${kafka.brokers.join(',')}, topic shop.orders`,
+      `Kafka: ${kafka.brokers.join(',')}, topic ${topic}`,
       `Shop: http://127.0.0.1:${shopPort}/orders`,
       ...calledServices.map(
         (service) => `${service}: http://127.0.0.1:${ports[service]} (behind ${wires[service].url})`,
@@ -221,10 +227,35 @@ async function stopAll(things: Things, keepLogs: boolean): Promise<string | unde
       clearTimeout(patience);
     }),
   );
+  await things.leave?.().catch((error: unknown) => process.stderr.write(`${String(error)}\n`));
   await Promise.allSettled(things.wires.map((wire) => wire.close()));
   await Promise.allSettled(things.databases.map((database) => database.drop()));
   await Promise.allSettled(things.parts.map((part) => part.stop({ keepLogs })));
   return keepLogs ? writeLogs(things) : undefined;
+}
+
+/** Makes sure that a cluster of somebody else's holds nothing by our names. Gives what leaves it as it was. */
+async function borrow(client: Kafka): Promise<() => Promise<unknown>> {
+  const admin = client.admin();
+  await admin.connect();
+  try {
+    if ((await admin.listTopics()).includes(topic)) {
+      throw new Error(
+        `The Kafka of TURNOUT_KAFKA_BROKERS has a topic ${topic}; the demo would mix its events with it. Name another cluster, or none.`,
+      );
+    }
+  } finally {
+    await admin.disconnect();
+  }
+  return async () => {
+    await admin.connect();
+    try {
+      await admin.deleteGroups([...consumers]);
+      await admin.deleteTopics({ topics: [topic] });
+    } finally {
+      await admin.disconnect();
+    }
+  };
 }
 
 function writeLogs(things: Things): string {

@@ -1,0 +1,123 @@
+import { describe, expect, it } from 'vitest';
+import { guaranteeOf } from '../../src/cli/guarantee.ts';
+import { describeError, errorText, table, toJson } from '../../src/cli/output.ts';
+import { need, validateConfig } from '../../src/cli/validate-config.ts';
+import { isTurnoutError, TurnoutError } from '../../src/errors/index.ts';
+
+const nothing = (): void => undefined;
+const database = { connect: nothing, query: nothing, transaction: nothing, within: nothing };
+const broker = { publisher: nothing, source: nothing, topics: nothing };
+const event = { name: 'shop.order-placed', version: 1, topic: {}, schema: {} };
+const switchover = { name: 'confirmation', consumer: 'email', rpc: [] };
+
+function refused(config: unknown): { path: unknown; message: string } {
+  try {
+    validateConfig(config, 'turnout.config.ts');
+  } catch (error) {
+    if (isTurnoutError(error, 'TURNOUT_CONFIG_INVALID')) return { path: error.details['path'], message: error.message };
+    throw error;
+  }
+  throw new Error('It was taken.');
+}
+
+describe('a configuration', () => {
+  it('is taken when it holds what it may', () => {
+    const full = {
+      source: 'shop',
+      database,
+      broker,
+      events: [event],
+      switchovers: [switchover],
+      consumers: [],
+      close: nothing,
+    };
+    expect(validateConfig(full, 'turnout.config.ts')).toBe(full);
+    expect(validateConfig({ broker: undefined }, 'turnout.config.ts')).toEqual({});
+  });
+
+  it.each([
+    ['nothing', undefined, 'default'],
+    ['a field that is misspelt', { databse: database }, 'databse'],
+    ['a source that is no name', { source: 'The Shop', database, events: [] }, 'source'],
+    ['a pool where a database is wanted', { database: { query: nothing, connect: nothing } }, 'database'],
+    ['a client where a broker is wanted', { broker: { producer: nothing } }, 'broker'],
+    ['something among the events that is none', { source: 'shop', database, events: [event, 'x'] }, 'events'],
+    ['an event twice', { source: 'shop', database, events: [event, event] }, 'events'],
+    ['a source without a database', { source: 'shop', events: [] }, 'database'],
+    ['a source without events', { source: 'shop', database }, 'events'],
+    ['switchovers without a source', { switchovers: [switchover] }, 'source'],
+    [
+      'a switchover twice',
+      { source: 'shop', database, events: [], switchovers: [switchover, switchover] },
+      'switchovers',
+    ],
+    ['a close that is no function', { close: true }, 'close'],
+  ])('is refused, with the path, for %s', (_what, config, path) => {
+    const { path: named, message } = refused(config);
+    expect(named).toBe(path);
+    expect(message).toContain('turnout.config.ts');
+  });
+
+  it('is asked for what a command needs', () => {
+    expect(need({ source: 'shop' }, 'run', 'source').source).toBe('shop');
+    expect(() => need({}, 'run', 'source', 'database')).toThrow('`turnout run` needs `source`');
+  });
+});
+
+describe('errors on the command line', () => {
+  it('are told in two parts with their code', () => {
+    const error = new TurnoutError('TURNOUT_REASON_MISSING', 'A stage change needs a reason.', {
+      details: { switchover: 'x' },
+    });
+    expect(describeError(error)).toEqual({
+      code: 'TURNOUT_REASON_MISSING',
+      message: 'A stage change needs a reason.',
+      remedy: 'Say why, with --reason; the history keeps it.',
+      details: { switchover: 'x' },
+    });
+    expect(errorText(error)).toBe(
+      'turnout: A stage change needs a reason.\n  Say why, with --reason; the history keeps it.\n  [TURNOUT_REASON_MISSING]\n',
+    );
+  });
+
+  it('are known by their fields when they come from another instance of the package', () => {
+    const foreign = Object.assign(new Error('There is no stage x. Use one of rpc, shadow, ramp, event, done.'), {
+      code: 'TURNOUT_STAGE_UNKNOWN',
+    });
+    expect(describeError(foreign)).toMatchObject({ message: 'There is no stage x.', remedy: expect.any(String) });
+  });
+
+  it('of others keep their own words', () => {
+    expect(describeError(Object.assign(new Error('no'), { code: 'ECONNREFUSED' }))).toEqual({
+      code: 'ECONNREFUSED',
+      message: 'no',
+    });
+    expect(describeError('odd')).toEqual({ code: 'UNKNOWN', message: 'odd' });
+  });
+});
+
+describe('what is promised for a switchover', () => {
+  const since = { 'shop.orders': [0n] };
+
+  it('says what is not', () => {
+    const promised = guaranteeOf({ stage: 'event', order: 'none', since }, { mode: 'detached' });
+    expect(promised.filter((line) => line.startsWith('NOT'))).toHaveLength(2);
+  });
+
+  it('says that a consumer’s start is missing', () => {
+    expect(guaranteeOf({ stage: 'rpc', order: 'key', since: undefined }, undefined).at(-1)).toContain('NOT ready');
+    expect(guaranteeOf({ stage: 'rpc', order: 'key', since }, { mode: 'transaction' }).join()).not.toContain(
+      'NOT ready',
+    );
+  });
+});
+
+describe('output', () => {
+  it('aligns columns and leaves nothing behind the last', () => {
+    expect(table(['a', 'long head'], [['wide cell', 'b']])).toBe('a          long head\nwide cell  b');
+  });
+
+  it('writes bigints as text', () => {
+    expect(toJson({ seq: 12n })).toBe('{"seq":"12"}');
+  });
+});
