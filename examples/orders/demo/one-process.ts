@@ -43,7 +43,7 @@ import { orderBook } from '../shop/orders.ts';
 import { switchoversTo } from '../shop/switchovers.ts';
 import { openWire } from './wire.ts';
 import type { Wire } from './wire.ts';
-import { calledServices, consumers, switchoverOf } from './world.ts';
+import { calledServices, consumers, placeOneYourself, placesToLook, switchoverOf } from './world.ts';
 import type { CalledService, Consumer, World } from './world.ts';
 
 type Owner = 'shop' | Consumer;
@@ -206,7 +206,7 @@ async function start(
       return { records: ids.length, distinct: new Set(ids).size };
     },
     reportFolder: mkdtempSync(join(tmpdir(), 'turnout-demo-')),
-    links: [...owners.map((owner) => `psql ${databases[owner].url}`), `Shop: http://127.0.0.1:${shopPort}/orders`],
+    links: [...placesToLook((owner) => databases[owner].url), placeOneYourself(`http://127.0.0.1:${shopPort}`)],
     stop,
   };
 }

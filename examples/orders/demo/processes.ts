@@ -18,7 +18,7 @@ import { OrderPlaced } from '../events.ts';
 import { countRecords } from './count-records.ts';
 import { openWire } from './wire.ts';
 import type { Wire } from './wire.ts';
-import { calledServices, consumers, switchoverOf } from './world.ts';
+import { calledServices, consumers, placeOneYourself, placesToLook, switchoverOf } from './world.ts';
 import type { CalledService, Consumer, World } from './world.ts';
 
 const example = (path: string): string => fileURLToPath(new URL(`../${path}`, import.meta.url));
@@ -207,9 +207,9 @@ async function start(things: Things, progress: (text: string) => void, signal: A
     countTopic: () => countRecords(client, topic),
     reportFolder: mkdtempSync(join(tmpdir(), 'turnout-demo-')),
     links: [
-      ...owners.map((owner) => `psql ${databases[owner].url}`),
-      `Kafka: ${kafka.brokers.join(',')}, topic ${topic}`,
-      `Shop: http://127.0.0.1:${shopPort}/orders`,
+      ...placesToLook((owner) => databases[owner].url),
+      `# Kafka: ${kafka.brokers.join(',')}, topic ${topic}`,
+      placeOneYourself(`http://127.0.0.1:${shopPort}`),
       ...calledServices.map(
         (service) => `${service}: http://127.0.0.1:${ports[service]} (behind ${wires[service].url})`,
       ),

@@ -14,6 +14,24 @@ export const switchoverOf: Readonly<Record<CalledService, string>> = {
   loyalty: 'order-points',
 };
 
+/** Where to look at what happened, as psql commands. */
+export function placesToLook(urlOf: (owner: 'shop' | Consumer) => string): string[] {
+  const tables = {
+    shop: '"order", customer; turnout.outbox, turnout.switchover_history, turnout.relay_tick',
+    email: 'mail; turnout.inbox (path: which way each effect came), turnout.alarm',
+    fulfilment: 'shipment_step; turnout.inbox, turnout.gate (how far each customer is)',
+    loyalty: 'ledger; turnout.inbox, turnout.gate',
+    analytics: 'fact; turnout.position',
+  };
+  return (['shop', ...consumers] as const).flatMap((owner) => [`# ${owner}: ${tables[owner]}`, `psql ${urlOf(owner)}`]);
+}
+
+/** An order of the reader's own. */
+export function placeOneYourself(shopUrl: string): string {
+  const order = JSON.stringify({ customerId: 'you', email: 'you@example.org', item: 'lamp', quantity: 2 });
+  return `curl -X POST ${shopUrl}/orders -H 'content-type: application/json' -d '${order}'`;
+}
+
 export interface TopicCount {
   readonly records: number;
   readonly distinct: number;
