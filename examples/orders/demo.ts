@@ -1,5 +1,6 @@
 // npm run demo [-- --json] [-- --keep] [-- --orders 2000]
-import { writeFileSync } from 'node:fs';
+import { mkdtempSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { PartMissingError } from '../../test/support/index.ts';
@@ -166,7 +167,7 @@ function report(running: World, result: Result): void {
     const { applied, lost, doubled, outOfOrder } = audits(result, consumer);
     return `${consumer.padEnd(12)} ${[applied, lost, doubled, outOfOrder].map((count) => String(count).padStart(12)).join(' ')}`;
   });
-  const file = join(running.reportFolder, 'report.json');
+  const file = join(mkdtempSync(join(tmpdir(), 'turnout-demo-')), 'report.json');
   writeFileSync(file, `${JSON.stringify(result, undefined, 2)}\n`);
   view.result(
     [

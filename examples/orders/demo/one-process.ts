@@ -1,10 +1,8 @@
 // For a machine with neither Docker nor Java: the same example in one process, on the in-memory broker of turnout/testing.
-import { mkdtempSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Express } from 'express';
 import type { Pool } from 'pg';
@@ -205,7 +203,6 @@ async function start(
       const ids = broker.messages(OrderPlaced.topic.name).map((message) => message.headers['ce_id']);
       return { records: ids.length, distinct: new Set(ids).size };
     },
-    reportFolder: mkdtempSync(join(tmpdir(), 'turnout-demo-')),
     links: [...placesToLook((owner) => databases[owner].url), placeOneYourself(`http://127.0.0.1:${shopPort}`)],
     stop,
   };

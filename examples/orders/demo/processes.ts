@@ -1,5 +1,5 @@
 // The real thing: PostgreSQL, Apache Kafka, and every part of the example in a process of its own.
-import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -205,7 +205,6 @@ async function start(things: Things, progress: (text: string) => void, signal: A
       await kill(leader[0]);
     },
     countTopic: () => countRecords(client, topic),
-    reportFolder: mkdtempSync(join(tmpdir(), 'turnout-demo-')),
     links: [
       ...placesToLook((owner) => databases[owner].url),
       `# Kafka: ${kafka.brokers.join(',')}, topic ${topic}`,

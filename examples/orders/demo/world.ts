@@ -61,8 +61,6 @@ export interface World {
   killLeadingRelay(): Promise<void>;
   /** Reads the whole topic, as any tool would. */
   countTopic(): Promise<TopicCount>;
-  /** Where the report and, if kept, logs are written. */
-  readonly reportFolder: string;
   /** Commands and addresses for a look at what happened. */
   readonly links: readonly string[];
   /** Ends everything; never rejects. Gives the folder with the logs if they were kept. */
