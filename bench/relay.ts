@@ -11,7 +11,7 @@ import { producerTemplate } from '../test/support/producer.ts';
 
 const { values } = parseArgs({ options: { json: { type: 'boolean' }, events: { type: 'string' }, rounds: { type: 'string' } } });
 const events = Number(values.events ?? 200_000);
-const rounds = Number(values.rounds ?? 3);
+const rounds = Number(values.rounds ?? 5);
 const partitions = 6;
 const wantedRatio = 0.75;
 const batchSizes = [100, 250, 500, 1_000];
@@ -84,7 +84,7 @@ async function drain(): Promise<{ raw: Run; relay: Run; batch: number }> {
   const relayRun = async (count: number): Promise<Run> => {
     relay.send('start');
     for (;;) {
-      const [, published, ms, cpuMs] = await relay.line(/^published (\d+) ([\d.]+) ([\d.]+)$/, { deadlineMs: 120_000 });
+      const [, published, ms, cpuMs] = await relay.line(/^published (\d+) ([\d.]+) ([\d.]+) [\d.]+$/, { deadlineMs: 120_000 });
       if (Number(published) < count) continue;
       relay.send('stop');
       await relay.line(/^stopped$/, { deadlineMs: 30_000 });

@@ -16,6 +16,7 @@ const say = (line: string): void => void process.stdout.write(`${line}\n`);
 function start(): Relay {
   let leadingAt = 0;
   let cpu = process.cpuUsage();
+  let busy = performance.eventLoopUtilization();
   const relay = createRelay({
     database: pgDatabase(pool),
     publisher: kafkaJsPublisher(kafka),
@@ -23,9 +24,10 @@ function start(): Relay {
       if (event.kind === 'leading') {
         leadingAt = performance.now();
         cpu = process.cpuUsage();
+        busy = performance.eventLoopUtilization();
         say('leading');
       }
-      if (event.kind === 'tick') say(`published ${relay.counts().published} ${performance.now() - leadingAt} ${cpuMsSince(cpu)}`);
+      if (event.kind === 'tick') say(`published ${relay.counts().published} ${performance.now() - leadingAt} ${cpuMsSince(cpu)} ${performance.eventLoopUtilization(busy).utilization.toFixed(3)}`);
     },
   });
   void relay.start();

@@ -31,7 +31,7 @@ import type { Numbers } from './numbers.ts';
 import { defaultPace, waitAfterEmptyPollMs } from './pace.ts';
 import type { Publisher } from './publisher.ts';
 import { sendOrReplace } from './refusal.ts';
-import { appendTick, beginning, column, lastSeqIn, pollTick, prepareSession, readNewestTick, readPage, readPages } from './tick-store.ts';
+import { appendTick, beginning, column, lastSeqIn, openPages, pollTick, prepareSession, readNewestTick, readPage } from './tick-store.ts';
 import type { Row, Tick } from './tick-store.ts';
 
 /** What a relay tells while it runs. */
@@ -63,7 +63,7 @@ export interface RelayOptions {
   readonly publisher: Publisher;
   /** How long a standby waits for a sign of life of a leader that has work, in milliseconds; default 10,000. */
   readonly takeoverMs?: number;
-  /** Rows read at once; default 2,000. */
+  /** Rows of a page; default 2,000. A poll reads five pages at most. */
   readonly pageSize?: number;
   /** As for {@link outboxKeeper}: older records of a topic need not be in the outbox any more. Default 7 days, in milliseconds. */
   readonly retentionMs?: number;
@@ -81,6 +81,8 @@ export interface Relay extends Service {
 
 const closeAfterIdleMs = 1_000;
 const checkpointMs = 1_000;
+/** Pages read by a poll: enough to be busy with while the server sorts the rest of a long tick for the cursor. */
+const firstPages = 5;
 const retry: RetryPolicy = { attempts: Number.POSITIVE_INFINITY, firstDelayMs: 100, maxDelayMs: 5_000 };
 
 /**
@@ -258,7 +260,7 @@ async function lead(context: Context, session: Session, stopping: AbortSignal, l
   let lastWork = performance.now();
   while (!ended.aborted) {
     const { lo, known, numbers, lastSeq } = position;
-    const { hi, rows } = await pollTick(session, { lo, known, numbers, relay: context.name, limit: context.pageSize, lastSeq });
+    const { hi, rows } = await pollTick(session, { lo, known, numbers, relay: context.name, limit: firstPages * context.pageSize, lastSeq });
     if (rows.length === 0) {
       position.lo = hi;
       const idleMs = performance.now() - lastWork;
@@ -386,7 +388,7 @@ async function publishRows(
     checkpointed(newest, failed ? done.events : undefined);
   };
   try {
-    for await (const rows of pagesOf(context, session, from, firstRows ?? (await readPage(session, from, pageSize)))) {
+    for await (const rows of pagesOf(context, from, firstRows ?? (await readPage(session, from, firstPages * pageSize)))) {
       if (rows.some((row) => !lookUp.catalogue().partitions.has(row[column.topic]!) || !lookUp.catalogue().generations.has(row[column.source]!))) {
         await lookUp.refresh();
       }
@@ -416,17 +418,35 @@ async function publishRows(
   }
 }
 
-/** The first page, which has been read, and if it was full, the rest through a cursor on a connection of its own. */
-async function* pagesOf(context: Context, session: Session, from: Tick, firstRows: readonly Row[]): AsyncGenerator<readonly Row[], void> {
-  if (firstRows.length > 0) yield firstRows;
-  if (firstRows.length < context.pageSize) return;
-  const reading = await context.database.connect();
+/** The first rows, which have been read, in pages; and if there may be more, the rest through a cursor on a connection of its own. */
+async function* pagesOf(context: Context, from: Tick, firstRows: readonly Row[]): AsyncGenerator<readonly Row[], void> {
+  const { database, pageSize } = context;
+  const slices = Math.ceil(firstRows.length / pageSize);
+  const first = Array.from({ length: slices }, (_, slice) => firstRows.slice(slice * pageSize, (slice + 1) * pageSize));
+  if (firstRows.length < firstPages * pageSize) {
+    yield* first;
+    return;
+  }
+  const rest: Tick = { ...from, afterSeq: BigInt(firstRows.at(-1)![column.seq]!) };
+  // The server sorts the rest of the tick while the first pages are sent.
+  const opening = database.connect().then(async (session) => {
+    try {
+      await prepareSession(session, 'turnout relay: backlog');
+      return { session, pages: await openPages(session, rest, pageSize) };
+    } catch (error) {
+      session.release(true);
+      throw error;
+    }
+  });
+  opening.catch(() => undefined);
   try {
-    await prepareSession(reading, 'turnout relay: backlog');
-    const rest: Tick = { ...from, afterSeq: BigInt(firstRows.at(-1)![column.seq]!) };
-    yield* readPages(reading, rest, context.pageSize);
+    yield* first;
+    yield* (await opening).pages;
   } finally {
-    reading.release(true);
+    await opening.then(
+      ({ session }) => session.release(true),
+      () => undefined,
+    );
   }
 }
 

@@ -86,7 +86,8 @@ export async function prepareSession(session: Session, applicationName: string):
     jit: 'off',
     // A cursor here is always read to its end.
     cursor_tuple_fraction: '1',
-    work_mem: '64MB',
+    // A backlog of some hundred thousand events is sorted in memory.
+    work_mem: '128MB',
     // A tick that a crash of the server forgets would be published again with other contents.
     synchronous_commit: 'on',
     default_transaction_isolation: 'read committed',
@@ -154,26 +155,33 @@ export async function readPage(session: Session, tick: Tick, limit: number): Pro
 
 /**
  * The rows of a tick behind `afterSeq`, in pages, through one cursor: paging by `limit` would sort or walk the rest anew for each.
- * The session is in a transaction until the pages are read to their end or `return` is called.
+ * Resolves when the first page has been asked for; each further one is asked for when the one before it is handed out, so that the
+ * server works ahead. The session is in a transaction until the pages are read to their end.
  */
-export async function* readPages(session: Session, tick: Tick, pageSize: number): AsyncGenerator<Row[], void> {
+export async function openPages(session: Session, tick: Tick, pageSize: number): Promise<AsyncGenerator<Row[], void>> {
   await session.queryText('begin read only');
   await session.queryText(`declare turnout_tick no scroll cursor for ${pageStatement}`, [tick.lo, tick.hi, tick.afterSeq.toString()]);
-  const fetch = `fetch forward ${pageSize} from turnout_tick`;
-  // Asked for one page ahead: the server sorts and sends while the page before is numbered and sent on.
-  let next = session.queryText(fetch);
+  const fetch = async (): Promise<Row[]> => session.queryText(`fetch forward ${pageSize} from turnout_tick`);
+  return pagesFrom(session, fetch, pageSize);
+}
+
+function pagesFrom(session: Session, fetch: () => Promise<Row[]>, pageSize: number): AsyncGenerator<Row[], void> {
+  // Here and not in the generator, which does nothing until it is read.
+  let next = fetch();
   next.catch(() => undefined);
-  for (;;) {
-    const rows = await next;
-    if (rows.length < pageSize) {
-      if (rows.length > 0) yield rows;
-      await session.queryText('commit');
-      return;
+  return (async function* () {
+    for (;;) {
+      const rows = await next;
+      if (rows.length < pageSize) {
+        if (rows.length > 0) yield rows;
+        await session.queryText('commit');
+        return;
+      }
+      next = fetch();
+      next.catch(() => undefined);
+      yield rows;
     }
-    next = session.queryText(fetch);
-    next.catch(() => undefined);
-    yield rows;
-  }
+  })();
 }
 
 /** Whether anything has become visible since the snapshot `lo`. */

@@ -35,7 +35,7 @@ export function scenario(events: number): Scenario {
     relayProcesses: 2,
     takeoverMs: 1_500,
     // Small, so that ticks have many pages.
-    pageSize: 40,
+    pageSize: 12,
     chaos: true,
     failingSends: 0.02,
     failpoints: [],
