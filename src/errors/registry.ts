@@ -28,7 +28,8 @@ export const errorKinds = {
   TURNOUT_EVENT_TYPE_UNREGISTERED: {
     retryable: false,
     sqlState: 'TU003',
-    remedy: 'Run `turnout topics apply` with a configuration that lists this event type and version, then deploy the publisher.',
+    remedy:
+      'Run `turnout topics apply` with a configuration that lists this event type and version, then deploy the publisher.',
   },
   TURNOUT_TOPIC_PARTITIONS_CHANGED: {
     retryable: false,
@@ -40,7 +41,11 @@ export const errorKinds = {
     sqlState: 'TU008',
     remedy: 'Keep topic and order of a released event type; publish a new version or name instead.',
   },
-  TURNOUT_SWITCHOVER_INVALID: { retryable: false, sqlState: 'TU010', remedy: 'Correct the definition of the switchover.' },
+  TURNOUT_SWITCHOVER_INVALID: {
+    retryable: false,
+    sqlState: 'TU010',
+    remedy: 'Correct the definition of the switchover.',
+  },
 
   // Publishing
   TURNOUT_EVENT_DATA_INVALID: {
@@ -51,7 +56,8 @@ export const errorKinds = {
   TURNOUT_PAYLOAD_TOO_LARGE: {
     retryable: false,
     sqlState: 'TU004',
-    remedy: 'Send ids and a link (a notification) instead of the whole state, or raise maxBytes of the topic and of the broker.',
+    remedy:
+      'Send ids and a link (a notification) instead of the whole state, or raise maxBytes of the topic and of the broker.',
   },
   TURNOUT_KEY_MISSING: {
     retryable: false,
@@ -69,20 +75,27 @@ export const errorKinds = {
   },
   TURNOUT_TRANSACTION_ABORTED: {
     retryable: false,
-    remedy: 'An earlier statement of the transaction failed and was swallowed; let its error through. The commit was a rollback.',
+    remedy:
+      'An earlier statement of the transaction failed and was swallowed; let its error through. The commit was a rollback.',
   },
   TURNOUT_COMMIT_UNKNOWN: {
     retryable: false,
-    remedy: 'Look whether the change is there before you repeat it: the connection was lost before the commit was answered.',
+    remedy:
+      'Look whether the change is there before you repeat it: the connection was lost before the commit was answered.',
   },
   TURNOUT_JOIN_REFUSED: {
     retryable: false,
-    remedy: 'Make the code use one client for one piece of work, or give it a pool that does not join and declare its handler detached.',
+    remedy:
+      'Make the code use one client for one piece of work, or give it a pool that does not join and declare its handler detached.',
   },
 
   // Switchover
   TURNOUT_STAGE_UNKNOWN: { retryable: false, sqlState: 'TU011', remedy: 'Use one of rpc, shadow, ramp, event, done.' },
-  TURNOUT_REASON_MISSING: { retryable: false, sqlState: 'TU012', remedy: 'Say why, with --reason; the history keeps it.' },
+  TURNOUT_REASON_MISSING: {
+    retryable: false,
+    sqlState: 'TU012',
+    remedy: 'Say why, with --reason; the history keeps it.',
+  },
   TURNOUT_STAGE_UNAVAILABLE: { retryable: false, sqlState: 'TU013', remedy: 'Use stage rpc or event.' },
   TURNOUT_SINCE_MISSING: {
     retryable: false,
@@ -109,7 +122,8 @@ export const errorKinds = {
   },
   TURNOUT_ROUTES_MALFORMED: {
     retryable: false,
-    remedy: 'The message was not written by Turnout, or was changed on its way; find out by whom before the consumer goes on.',
+    remedy:
+      'The message was not written by Turnout, or was changed on its way; find out by whom before the consumer goes on.',
   },
   TURNOUT_EFFECT_KEY_REUSED: {
     retryable: false,
@@ -119,19 +133,30 @@ export const errorKinds = {
   TURNOUT_EFFECT_EARLY: { retryable: true, remedy: 'Send the missing events of the key first.' },
   TURNOUT_GATE_HALTED: {
     retryable: false,
-    remedy: 'The key has an event that is older than its last one and was never seen; look at turnout.alarm before it goes on.',
+    remedy:
+      'The key has an event that is older than its last one and was never seen; look at turnout.alarm before it goes on.',
   },
-  TURNOUT_STAGE_FINAL: { retryable: false, sqlState: 'TU017', remedy: 'A switchover that is done stays done; define a new one.' },
+  TURNOUT_STAGE_FINAL: {
+    retryable: false,
+    sqlState: 'TU017',
+    remedy: 'A switchover that is done stays done; define a new one.',
+  },
   TURNOUT_CALL_HEADERS_MALFORMED: {
     retryable: false,
     remedy: 'Pass the headers of the call on as they are (docs/switchover.md lists them); rpcFetch does.',
   },
-  TURNOUT_CALL_UNKEYED: { retryable: false, remedy: 'Call through Turnout: this endpoint refuses calls without its headers.' },
+  TURNOUT_CALL_UNKEYED: {
+    retryable: false,
+    remedy: 'Call through Turnout: this endpoint refuses calls without its headers.',
+  },
   TURNOUT_ANSWER_TOO_LARGE: {
     retryable: false,
     remedy: 'Answers are kept in memory until the commit; raise maxAnswerBytes, or answer with less.',
   },
-  TURNOUT_UNAUTHENTICATED: { retryable: false, remedy: 'Send the credentials that the endpoint’s authenticate() expects.' },
+  TURNOUT_UNAUTHENTICATED: {
+    retryable: false,
+    remedy: 'Send the credentials that the endpoint’s authenticate() expects.',
+  },
 
   // Envelope
   TURNOUT_ENVELOPE_MALFORMED: {
@@ -140,7 +165,10 @@ export const errorKinds = {
   },
 
   // Databases and migrations
-  TURNOUT_DATABASE_UNREACHABLE: { retryable: true, remedy: 'Check address, credentials and that the server accepts connections.' },
+  TURNOUT_DATABASE_UNREACHABLE: {
+    retryable: true,
+    remedy: 'Check address, credentials and that the server accepts connections.',
+  },
   TURNOUT_MIGRATION_MISSING: { retryable: false, remedy: 'Run `turnout migrate` against this database.' },
   TURNOUT_MIGRATION_CHANGED: {
     retryable: false,
@@ -154,7 +182,8 @@ export const errorKinds = {
   TURNOUT_POOL_TOO_SMALL: { retryable: false, remedy: 'Raise `max` of the pool, or lower the concurrency.' },
   TURNOUT_POOL_TIMEOUT: {
     retryable: true,
-    remedy: 'All connections of the pool are taken; raise `max`, or make handlers join the transaction instead of opening another.',
+    remedy:
+      'All connections of the pool are taken; raise `max`, or make handlers join the transaction instead of opening another.',
   },
 
   // Broker, relay, consumer
@@ -162,28 +191,41 @@ export const errorKinds = {
   TURNOUT_TOPIC_MISSING: { retryable: false, remedy: 'Run `turnout topics apply`.' },
   TURNOUT_PARTITIONS_MISMATCH: {
     retryable: false,
-    remedy: 'The broker has another partition count than turnout.topic records; bring them together before events are published.',
+    remedy:
+      'The broker has another partition count than turnout.topic records; bring them together before events are published.',
   },
   TURNOUT_SEQUENCE_CACHED: {
     retryable: false,
     remedy: 'Run `alter sequence turnout.outbox_seq_seq cache 1`: with a larger cache the order of keys is lost.',
   },
   TURNOUT_RELAY_FENCED: { retryable: true, remedy: 'Another relay has taken over; this one steps down and stands by.' },
-  TURNOUT_PUBLISH_FAILED: { retryable: true, remedy: 'The relay replays the tick from its start once the broker answers.' },
+  TURNOUT_PUBLISH_FAILED: {
+    retryable: true,
+    remedy: 'The relay replays the tick from its start once the broker answers.',
+  },
   TURNOUT_DATABASE_REWOUND: {
     retryable: false,
-    remedy: 'The topic holds events that this database does not know (a restore, or a promotion that lost transactions); run `turnout relay rebase` when you know why.',
+    remedy:
+      'The topic holds events that this database does not know (a restore, or a promotion that lost transactions); run `turnout relay rebase` when you know why.',
   },
   TURNOUT_POSITION_OUT_OF_RANGE: {
     retryable: false,
-    remedy: 'The log no longer holds (or never held) this position; decide where to go on, nothing is skipped by itself.',
+    remedy:
+      'The log no longer holds (or never held) this position; decide where to go on, nothing is skipped by itself.',
   },
-  TURNOUT_PARTITION_FENCED: { retryable: true, remedy: 'Another process owns the partition now; this one has rolled back.' },
+  TURNOUT_PARTITION_FENCED: {
+    retryable: true,
+    remedy: 'Another process owns the partition now; this one has rolled back.',
+  },
   TURNOUT_UNKNOWN_REPEAT: {
     retryable: false,
-    remedy: 'An event at or below the last sequence was never seen here; look at turnout.alarm before the consumer goes on.',
+    remedy:
+      'An event at or below the last sequence was never seen here; look at turnout.alarm before the consumer goes on.',
   },
-  TURNOUT_HANDLER_FAILED: { retryable: true, remedy: 'It is tried again, then parked with the later events of its key.' },
+  TURNOUT_HANDLER_FAILED: {
+    retryable: true,
+    remedy: 'It is tried again, then parked with the later events of its key.',
+  },
   TURNOUT_EVENT_UNHANDLED: {
     retryable: false,
     remedy: 'Add a handler for this type and version, deploy it, then retry the parked event.',
@@ -192,7 +234,10 @@ export const errorKinds = {
     retryable: false,
     remedy: 'The broker refused the real message for good: do by hand what it stands for, then skip the parked event.',
   },
-  TURNOUT_HANDLER_MISSING: { retryable: false, remedy: 'Name the consumer in the configuration and export its definition.' },
+  TURNOUT_HANDLER_MISSING: {
+    retryable: false,
+    remedy: 'Name the consumer in the configuration and export its definition.',
+  },
   TURNOUT_FAILPOINT_UNKNOWN: { retryable: false, remedy: 'Use one of the names in src/lifecycle/failpoints.ts.' },
 } as const satisfies Record<string, ErrorKind>;
 

@@ -37,10 +37,13 @@ export type AnyEventDefinition = Omit<EventDefinition, 'key' | 'schema'> & {
 };
 
 /** What `publish` takes for an event definition. */
-export type EventInput<Definition> = Definition extends EventDefinition<string, infer Input, unknown> ? Input : never;
+export type EventInput<Definition> = Definition extends EventDefinition<string, infer Input> ? Input : never;
 /** What handlers are given for an event definition. */
-export type EventData<Definition> = Definition extends EventDefinition<string, never, infer Data> ? Data : EventOutput<Definition>;
-type EventOutput<Definition> = Definition extends { readonly schema: StandardSchemaV1<infer _Input, infer Data> } ? Data : never;
+export type EventData<Definition> =
+  Definition extends EventDefinition<string, never, infer Data> ? Data : EventOutput<Definition>;
+type EventOutput<Definition> = Definition extends { readonly schema: StandardSchemaV1<infer _Input, infer Data> }
+  ? Data
+  : never;
 
 const namePattern = /^[a-z0-9][a-z0-9._-]{0,99}$/;
 const topicPattern = /^[a-zA-Z0-9._-]{1,249}$/;
@@ -60,7 +63,8 @@ export function defineTopic(topic: { name: string; partitions?: number; maxBytes
   if (!Number.isInteger(partitions) || partitions < 1 || partitions > 10_000) {
     throw invalid('partitions', `Topic ${name} can't have ${partitions} partitions.`);
   }
-  if (!Number.isInteger(maxBytes) || maxBytes < 1) throw invalid('maxBytes', `Topic ${name} can't have maxBytes ${maxBytes}.`);
+  if (!Number.isInteger(maxBytes) || maxBytes < 1)
+    throw invalid('maxBytes', `Topic ${name} can't have maxBytes ${maxBytes}.`);
   return Object.freeze({ name, partitions, maxBytes });
 }
 
@@ -95,13 +99,18 @@ export function defineEvent<const Name extends string, Schema extends StandardSc
 }): EventDefinition<Name, StandardSchemaV1.InferInput<Schema>, StandardSchemaV1.InferOutput<Schema>> {
   const { name, version, schema, key, order = 'key', kind = 'state-transfer' } = definition;
   if (!namePattern.test(name)) {
-    throw invalid('name', `${JSON.stringify(name)} is not an event name: lower case letters, digits, dots, dashes, underscores.`);
+    throw invalid(
+      'name',
+      `${JSON.stringify(name)} is not an event name: lower case letters, digits, dots, dashes, underscores.`,
+    );
   }
-  if (!Number.isInteger(version) || version < 1) throw invalid('version', `Event ${name} has version ${version}; versions count from 1.`);
+  if (!Number.isInteger(version) || version < 1)
+    throw invalid('version', `Event ${name} has version ${version}; versions count from 1.`);
   if (typeof schema?.['~standard']?.validate !== 'function') {
     throw invalid('schema', `Event ${name} has no Standard Schema (zod ≥ 3.24, valibot ≥ 1, arktype ≥ 2).`);
   }
-  if (order === 'key' && key === undefined) throw invalid('key', `Event ${name} is ordered by key and has none; add one, or order: 'none'.`);
+  if (order === 'key' && key === undefined)
+    throw invalid('key', `Event ${name} is ordered by key and has none; add one, or order: 'none'.`);
   const topic = typeof definition.topic === 'string' ? defineTopic({ name: definition.topic }) : definition.topic;
   return Object.freeze({
     name,
@@ -110,7 +119,7 @@ export function defineEvent<const Name extends string, Schema extends StandardSc
     order,
     kind,
     aggregate: definition.aggregate ?? name.split('.')[0] ?? name,
-    schema: schema as StandardSchemaV1<StandardSchemaV1.InferInput<Schema>, StandardSchemaV1.InferOutput<Schema>>,
+    schema,
     key,
   });
 }

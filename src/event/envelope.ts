@@ -128,7 +128,11 @@ function wholeNumber(topic: string, name: string, text: string): bigint {
 }
 
 function malformed(topic: string, field: string, value: unknown): TurnoutError {
-  return new TurnoutError('TURNOUT_ENVELOPE_MALFORMED', `A message of topic ${topic} has ${field} ${JSON.stringify(value)}.`, {
-    details: { topic, field },
-  });
+  return new TurnoutError(
+    'TURNOUT_ENVELOPE_MALFORMED',
+    `A message of topic ${topic} has ${field} ${JSON.stringify(value)}.`,
+    {
+      details: { topic, field },
+    },
+  );
 }

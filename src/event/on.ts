@@ -33,5 +33,5 @@ export function on<Name extends string, Input, Data, Context, Result>(
   event: EventDefinition<Name, Input, Data>,
   react: (event: TurnoutEvent<Data>, context: Context) => Promise<Result> | Result,
 ): Reaction<Context, Result> {
-  return { event, react: react as Reaction<Context, Result>['react'] };
+  return { event, react };
 }

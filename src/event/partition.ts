@@ -15,7 +15,7 @@ export function murmur2(data: Uint8Array): number {
   let hash = 0x9747b28c ^ length;
   for (let word = 0; word < words; word++) {
     const at = word * 4;
-    let k = (data[at]! | (data[at + 1]! << 8) | (data[at + 2]! << 16) | (data[at + 3]! << 24)) | 0;
+    let k = data[at]! | (data[at + 1]! << 8) | (data[at + 2]! << 16) | (data[at + 3]! << 24) | 0;
     k = Math.imul(k, multiplier);
     k ^= k >>> 24;
     k = Math.imul(k, multiplier);

@@ -19,7 +19,8 @@ export interface Turn {
   readonly number: number;
 }
 
-const entryPattern = /^([a-z0-9][a-z0-9._-]{0,99})=(rpc|event);epoch=(\d{1,15})(?:;generation=(\d{1,9});number=(\d{1,15}))?$/;
+const entryPattern =
+  /^([a-z0-9][a-z0-9._-]{0,99})=(rpc|event);epoch=(\d{1,15})(?:;generation=(\d{1,9});number=(\d{1,15}))?$/;
 
 /**
  * Reads the text of the `routes` column and of the `turnout-routes` header, such as
@@ -31,9 +32,13 @@ export function parseRoutes(text: string): Stamp[] {
     const match = entryPattern.exec(entry);
     const [, consumer, route, epoch, generation, number] = match ?? [];
     if (consumer === undefined || stamps.some((stamp) => stamp.consumer === consumer)) {
-      throw new TurnoutError('TURNOUT_ROUTES_MALFORMED', `The routes ${JSON.stringify(text)} can't be read at ${JSON.stringify(entry)}.`, {
-        details: { routes: text, entry },
-      });
+      throw new TurnoutError(
+        'TURNOUT_ROUTES_MALFORMED',
+        `The routes ${JSON.stringify(text)} can't be read at ${JSON.stringify(entry)}.`,
+        {
+          details: { routes: text, entry },
+        },
+      );
     }
     stamps.push({
       consumer,

@@ -16,10 +16,12 @@ export const jsonLogger: Logger = {
 };
 
 function writeLine(level: string, message: string, fields: Readonly<Record<string, unknown>> = {}): void {
-  process.stderr.write(`${JSON.stringify({ time: new Date().toISOString(), level, message, ...fields }, errorsAsText)}\n`);
+  process.stderr.write(
+    `${JSON.stringify({ time: new Date().toISOString(), level, message, ...fields }, errorsAsText)}\n`,
+  );
 }
 
 function errorsAsText(_key: string, value: unknown): unknown {
-  if (value instanceof Error) return { message: value.message, ...(('code' in value) ? { code: value.code } : {}) };
+  if (value instanceof Error) return { message: value.message, ...('code' in value ? { code: value.code } : {}) };
   return typeof value === 'bigint' ? value.toString() : value;
 }
