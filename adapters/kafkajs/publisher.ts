@@ -1,6 +1,14 @@
 import { randomUUID } from 'node:crypto';
-import type { IHeaders, Kafka, KafkaMessage, Message as ProducerMessage, Producer, TopicMessages } from 'kafkajs';
-import { TurnoutError, isTurnoutError } from '../../src/errors/index.ts';
+import type {
+  IHeaders,
+  Kafka,
+  KafkaMessage,
+  Message as ProducerMessage,
+  Producer,
+  RecordMetadata,
+  TopicMessages,
+} from 'kafkajs';
+import { TurnoutError } from '../../src/errors/index.ts';
 import type { Message } from '../../src/event/index.ts';
 import { retryDelayMs, sleep } from '../../src/lifecycle/index.ts';
 import type { LastRecord, PartitionBatch, Publisher } from '../../src/relay/index.ts';
@@ -53,12 +61,19 @@ export function kafkaJsPublisher(kafka: KafkaPublisherLike, options: KafkaJsPubl
     const mine = await life();
     mine.sends++;
     try {
-      await mine.producer.sendBatch({ acks: -1, timeout: ackTimeoutMs, topicMessages: toTopicMessages(batches) });
+      requireAll(
+        batches,
+        await mine.producer.sendBatch({ acks: -1, timeout: ackTimeoutMs, topicMessages: toTopicMessages(batches) }),
+      );
     } catch (error) {
       mine.spoiled = true;
       if ((await current) === mine) current = undefined;
       const only = batches.length === 1 ? batches[0] : undefined;
-      throw asBrokerError(error, 'kafkajs could not send', only === undefined ? {} : { topic: only.topic, partition: only.partition });
+      throw asBrokerError(
+        error,
+        'kafkajs could not send',
+        only === undefined ? {} : { topic: only.topic, partition: only.partition },
+      );
     } finally {
       mine.sends--;
       if (mine.spoiled && mine.sends === 0) await mine.producer.disconnect().catch(() => undefined);
@@ -72,13 +87,7 @@ export function kafkaJsPublisher(kafka: KafkaPublisherLike, options: KafkaJsPubl
     },
     async send(batches) {
       if (!connected) throw new TurnoutError('TURNOUT_PUBLISH_FAILED', 'The publisher is not connected.');
-      try {
-        await sendAll(batches);
-      } catch (error) {
-        if (!isTurnoutError(error, 'TURNOUT_PAYLOAD_TOO_LARGE') || batches.length === 1) throw error;
-        // kafkajs doesn't tell which partition was refused; one at a time does. What is written twice is written identically.
-        for (const batch of batches) await sendAll([batch]);
-      }
+      await sendAll(batches);
     },
     partitionCounts: (topics) =>
       withAdmin(kafka, async (admin) => {
@@ -105,6 +114,21 @@ interface Life {
   spoiled: boolean;
 }
 
+/**
+ * When one broker answers and another doesn't, kafkajs tries again with brokers that have not answered. A partition whose leader has
+ * moved to one that has is left out, and the send resolves all the same. So only what was answered for counts.
+ */
+function requireAll(batches: readonly PartitionBatch[], answers: readonly RecordMetadata[]): void {
+  const taken = new Set(
+    answers.filter(({ errorCode }) => errorCode === 0).map(({ topicName, partition }) => `${topicName}/${partition}`),
+  );
+  const partitions = batches.map(({ topic, partition }) => `${topic}/${partition}`).filter((name) => !taken.has(name));
+  if (partitions.length === 0) return;
+  throw new TurnoutError('TURNOUT_PUBLISH_FAILED', `No broker has answered for ${partitions.join(', ')}.`, {
+    details: { partitions },
+  });
+}
+
 /** Batches as kafkajs takes them. */
 function toTopicMessages(batches: readonly PartitionBatch[]): TopicMessages[] {
   const topics = new Map<string, ProducerMessage[]>();
@@ -129,7 +153,8 @@ async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[])
     for (const topic of await existingTopics(admin, topics)) {
       for (const { partition, low, high } of await admin.fetchTopicOffsets(topic)) {
         const from = BigInt(high) - lookBack;
-        if (BigInt(high) > BigInt(low)) ends.push({ topic, partition, from: from > BigInt(low) ? from : BigInt(low), high: BigInt(high) });
+        if (BigInt(high) > BigInt(low))
+          ends.push({ topic, partition, from: from > BigInt(low) ? from : BigInt(low), high: BigInt(high) });
       }
     }
     return ends;
@@ -139,8 +164,11 @@ async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[])
     try {
       return wanted.length === 0 ? [] : await readEnds(kafka, wanted);
     } catch (error) {
-      if (attempt === lastRecordsAttempts) throw asBrokerError(error, 'The last records can’t be read', {}, 'TURNOUT_BROKER_UNREACHABLE');
-      await sleep(retryDelayMs({ attempts: lastRecordsAttempts, firstDelayMs: 200, maxDelayMs: 1_000 }, attempt, Math.random()));
+      if (attempt === lastRecordsAttempts)
+        throw asBrokerError(error, 'The last records can’t be read', {}, 'TURNOUT_BROKER_UNREACHABLE');
+      await sleep(
+        retryDelayMs({ attempts: lastRecordsAttempts, firstDelayMs: 200, maxDelayMs: 1_000 }, attempt, Math.random()),
+      );
     }
   }
 }
@@ -155,7 +183,11 @@ interface End {
 async function readEnds(kafka: KafkaPublisherLike, wanted: readonly End[]): Promise<LastRecord[]> {
   const found = new Map<string, LastRecord>();
   const missing = new Map(wanted.map((end) => [`${end.topic}/${end.partition}`, end]));
-  const consumer = kafka.consumer({ groupId: `turnout-relay-${randomUUID()}`, allowAutoTopicCreation: false, maxWaitTimeInMs: 100 });
+  const consumer = kafka.consumer({
+    groupId: `turnout-relay-${randomUUID()}`,
+    allowAutoTopicCreation: false,
+    maxWaitTimeInMs: 100,
+  });
   let timer: NodeJS.Timeout | undefined;
   try {
     await consumer.connect();
@@ -166,7 +198,13 @@ async function readEnds(kafka: KafkaPublisherLike, wanted: readonly End[]): Prom
       consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error));
       timer = setTimeout(() => {
         if (found.size > 0) resolve();
-        else reject(new TurnoutError('TURNOUT_BROKER_UNREACHABLE', `The last records were not given within ${lastRecordsDeadlineMs} ms.`));
+        else
+          reject(
+            new TurnoutError(
+              'TURNOUT_BROKER_UNREACHABLE',
+              `The last records were not given within ${lastRecordsDeadlineMs} ms.`,
+            ),
+          );
       }, lastRecordsDeadlineMs);
     });
     settled.catch(() => undefined);
@@ -207,7 +245,10 @@ function toHeaders(headers: IHeaders): Record<string, string> {
 
 type Admin = ReturnType<Kafka['admin']>;
 
-async function withAdmin<Result>(kafka: Pick<Kafka, 'admin'>, work: (admin: Admin) => Promise<Result>): Promise<Result> {
+async function withAdmin<Result>(
+  kafka: Pick<Kafka, 'admin'>,
+  work: (admin: Admin) => Promise<Result>,
+): Promise<Result> {
   const admin = kafka.admin({ retry: { retries: 2 } });
   try {
     await admin.connect();

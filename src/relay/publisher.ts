@@ -22,8 +22,8 @@ export interface LastRecord {
  *   (TURNOUT_PUBLISH_FAILED, TURNOUT_BROKER_UNREACHABLE) if that is not certain: some may have been written.
  *   Messages of one batch are written in their order. A partition may appear once per call. The caller never
  *   has two calls in flight that share a partition; calls that share none may overlap.
- * - A message that the broker refuses for good (too large) rejects with TURNOUT_PAYLOAD_TOO_LARGE, details
- *   `{ topic, partition }`; nothing else of that partition's batch may then be assumed written.
+ * - A message that the broker refuses for good (too large) rejects with TURNOUT_PAYLOAD_TOO_LARGE; nothing of the call may then be
+ *   assumed written, and nothing of the partition of that message is. Where the call had one batch, details are `{ topic, partition }`.
  * - `connect` may be called again after `disconnect`. Both do nothing when there is nothing to do.
  */
 export interface Publisher {
