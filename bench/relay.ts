@@ -9,7 +9,9 @@ import { createDatabase, spawnNode, startKafka, startPostgres, waitFor } from '.
 import type { NodeProcess } from '../test/support/index.ts';
 import { producerTemplate } from '../test/support/producer.ts';
 
-const { values } = parseArgs({ options: { json: { type: 'boolean' }, events: { type: 'string' }, rounds: { type: 'string' } } });
+const { values } = parseArgs({
+  options: { json: { type: 'boolean' }, events: { type: 'string' }, rounds: { type: 'string' } },
+});
 const events = Number(values.events ?? 200_000);
 const rounds = Number(values.rounds ?? 5);
 const partitions = 6;
@@ -75,7 +77,9 @@ async function drain(): Promise<{ raw: Run; relay: Run; batch: number }> {
   const { url, client, drop } = await benchDatabase('drained');
   await admin.create([{ name: 'raw', partitions }]);
   const relay = spawnNode(processFile('relay'), [JSON.stringify({ url, brokers: kafka.brokers })]);
-  const raw = spawnNode(processFile('raw'), [JSON.stringify({ url, brokers: kafka.brokers, topic: 'raw', partitions })]);
+  const raw = spawnNode(processFile('raw'), [
+    JSON.stringify({ url, brokers: kafka.brokers, topic: 'raw', partitions }),
+  ]);
   const rawRun = async (afterSeq: number, count: number, batch: number): Promise<Run> => {
     raw.send(`send ${afterSeq} ${count} ${batch}`);
     const [, sent, ms, cpuMs] = await raw.line(/^sent (\d+) ([\d.]+) ([\d.]+)$/, { deadlineMs: 120_000 });
@@ -84,7 +88,9 @@ async function drain(): Promise<{ raw: Run; relay: Run; batch: number }> {
   const relayRun = async (count: number): Promise<Run> => {
     relay.send('start');
     for (;;) {
-      const [, published, ms, cpuMs] = await relay.line(/^published (\d+) ([\d.]+) ([\d.]+) [\d.]+$/, { deadlineMs: 120_000 });
+      const [, published, ms, cpuMs] = await relay.line(/^published (\d+) ([\d.]+) ([\d.]+) [\d.]+$/, {
+        deadlineMs: 120_000,
+      });
       if (Number(published) < count) continue;
       relay.send('stop');
       await relay.line(/^stopped$/, { deadlineMs: 30_000 });
@@ -97,7 +103,8 @@ async function drain(): Promise<{ raw: Run; relay: Run; batch: number }> {
     await relayRun(warmUp);
     for (const batch of batchSizes) await rawRun(0, warmUp, batch);
     const tried = new Map<number, number>();
-    for (const batch of [...batchSizes, ...batchSizes]) tried.set(batch, Math.max(tried.get(batch) ?? 0, (await rawRun(0, warmUp, batch)).rate));
+    for (const batch of [...batchSizes, ...batchSizes])
+      tried.set(batch, Math.max(tried.get(batch) ?? 0, (await rawRun(0, warmUp, batch)).rate));
     const [batch] = [...tried].sort((a, b) => b[1] - a[1])[0]!;
     say(`raw, by messages a batch: ${[...tried].map(([size, rate]) => `${size}: ${Math.round(rate)}/s`).join(', ')}`);
 
@@ -107,7 +114,8 @@ async function drain(): Promise<{ raw: Run; relay: Run; batch: number }> {
       await commitEvents(client, 'drained', events);
       // Whoever comes second finds a broker that is still writing out: each comes second in turn.
       const order = round % 2 === 0 ? (['raw', 'relay'] as const) : (['relay', 'raw'] as const);
-      for (const which of order) runs[which].push(which === 'raw' ? await rawRun(seq, events, batch) : await relayRun(events));
+      for (const which of order)
+        runs[which].push(which === 'raw' ? await rawRun(seq, events, batch) : await relayRun(events));
       seq += events;
       const shown = (run: Run): string => `${Math.round(run.rate)}/s (${run.cpuMicros.toFixed(1)} µs of CPU an event)`;
       say(`round ${round}: raw ${shown(runs.raw.at(-1)!)}, relay ${shown(runs.relay.at(-1)!)}`);
@@ -148,9 +156,17 @@ async function latency(rate: number): Promise<{ p50: number; p99: number; events
     const wrote = timesIn(writer.output, 'wrote');
     const read = timesIn(consumer.output, 'read');
     const measured = [...wrote].slice(rate * warmUpSeconds);
-    const times = measured.flatMap(([id, at]) => (read.has(id) ? [Number(read.get(id)! - at) / 1e6] : [])).sort((a, b) => a - b);
-    const at = (share: number): number => Math.round((times[Math.min(times.length - 1, Math.floor(times.length * share))] ?? Number.NaN) * 10) / 10;
-    const result = { p50: at(0.5), p99: at(0.99), events: measured.length, lost: [...wrote.keys()].filter((id) => !read.has(id)).length };
+    const times = measured
+      .flatMap(([id, at]) => (read.has(id) ? [Number(read.get(id)! - at) / 1e6] : []))
+      .sort((a, b) => a - b);
+    const at = (share: number): number =>
+      Math.round((times[Math.min(times.length - 1, Math.floor(times.length * share))] ?? Number.NaN) * 10) / 10;
+    const result = {
+      p50: at(0.5),
+      p99: at(0.99),
+      events: measured.length,
+      lost: [...wrote.keys()].filter((id) => !read.has(id)).length,
+    };
     say(`${rate}/s: p50 ${result.p50} ms, p99 ${result.p99} ms`);
     return result;
   } finally {
@@ -162,7 +178,8 @@ async function latency(rate: number): Promise<{ p50: number; p99: number; events
 /** Lines `<word> <id> <ns>`; the first of an id counts. */
 function timesIn(output: string, word: string): Map<string, bigint> {
   const times = new Map<string, bigint>();
-  for (const [, id, at] of output.matchAll(new RegExp(`^${word} (\\S+) (\\d+)$`, 'gm'))) if (!times.has(id!)) times.set(id!, BigInt(at!));
+  for (const [, id, at] of output.matchAll(new RegExp(`^${word} (\\S+) (\\d+)$`, 'gm')))
+    if (!times.has(id!)) times.set(id!, BigInt(at!));
   return times;
 }
 

@@ -8,7 +8,12 @@ import { producerSettings } from '../../adapters/kafkajs/producer-settings.ts';
 import { encodeEnvelope, partitionOf } from '../../src/event/index.ts';
 import type { Message } from '../../src/event/index.ts';
 
-const { url, brokers, topic, partitions } = JSON.parse(process.argv[2] ?? '{}') as { url: string; brokers: string[]; topic: string; partitions: number };
+const { url, brokers, topic, partitions } = JSON.parse(process.argv[2] ?? '{}') as {
+  url: string;
+  brokers: string[];
+  topic: string;
+  partitions: number;
+};
 const pool = new Pool({ connectionString: url, max: 1 });
 const producer = new Kafka({ brokers, logLevel: logLevel.NOTHING }).producer(producerSettings);
 await producer.connect();

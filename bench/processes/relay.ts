@@ -27,7 +27,10 @@ function start(): Relay {
         busy = performance.eventLoopUtilization();
         say('leading');
       }
-      if (event.kind === 'tick') say(`published ${relay.counts().published} ${performance.now() - leadingAt} ${cpuMsSince(cpu)} ${performance.eventLoopUtilization(busy).utilization.toFixed(3)}`);
+      if (event.kind === 'tick')
+        say(
+          `published ${relay.counts().published} ${performance.now() - leadingAt} ${cpuMsSince(cpu)} ${performance.eventLoopUtilization(busy).utilization.toFixed(3)}`,
+        );
     },
   });
   void relay.start();

@@ -55,7 +55,10 @@ interface Partition<Mark> {
   busy: boolean;
 }
 
-export function createChain<Mark>(send: (batches: readonly PartitionBatch[]) => Promise<void>, limits: ChainLimits = defaultChainLimits): Chain<Mark> {
+export function createChain<Mark>(
+  send: (batches: readonly PartitionBatch[]) => Promise<void>,
+  limits: ChainLimits = defaultChainLimits,
+): Chain<Mark> {
   const partitions = new Map<string, Partition<Mark>>();
   const pages: Page<Mark>[] = [];
   let acknowledged: Mark | undefined;
@@ -144,7 +147,11 @@ export function createChain<Mark>(send: (batches: readonly PartitionBatch[]) => 
 }
 
 /** Takes the next messages of a partition, from as many pages as fit. */
-function take<Mark>(from: Partition<Mark>, limits: ChainLimits, counts: { page: Page<Mark>; count: number }[]): Message[] {
+function take<Mark>(
+  from: Partition<Mark>,
+  limits: ChainLimits,
+  counts: { page: Page<Mark>; count: number }[],
+): Message[] {
   const taken: Message[] = [];
   let bytes = 0;
   for (;;) {

@@ -39,7 +39,12 @@ export function outboxKeeper(options: OutboxKeeperOptions): Service {
         ready();
         if (signal.aborted) return;
         await emptyPartitions(database, retentionMs, emptied, logger, signal);
-        await inBatches(database, 'select turnout.delete_old_ticks($1::interval, $2::integer)::text as n', [tickRetention], signal);
+        await inBatches(
+          database,
+          'select turnout.delete_old_ticks($1::interval, $2::integer)::text as n',
+          [tickRetention],
+          signal,
+        );
         if (emptied.size > 0 && performance.now() - lastDrop >= dropEveryMs) {
           lastDrop = performance.now();
           await database.query('select turnout.drop_empty_outbox_partitions()::text');
@@ -55,10 +60,17 @@ export function outboxKeeper(options: OutboxKeeperOptions): Service {
 async function makePartitions(database: Database, logger: Logger): Promise<void> {
   const { rows } = await database.query<{ left: string }>('select turnout.make_outbox_partitions()::text as left');
   const left = BigInt(rows[0]?.left ?? 0);
-  if (left < fewRowsLeft) logger.error('The outbox has few rows left before it is full, and publishing fails then.', { rowsLeft: left });
+  if (left < fewRowsLeft)
+    logger.error('The outbox has few rows left before it is full, and publishing fails then.', { rowsLeft: left });
 }
 
-async function emptyPartitions(database: Database, retentionMs: number, emptied: Set<string>, logger: Logger, signal: AbortSignal): Promise<void> {
+async function emptyPartitions(
+  database: Database,
+  retentionMs: number,
+  emptied: Set<string>,
+  logger: Logger,
+  signal: AbortSignal,
+): Promise<void> {
   const { rows } = await database.query<{ name: string; upper: string }>(
     'select p.name, p.upper_seq::text as upper from turnout.closed_outbox_partitions() p',
   );
@@ -68,11 +80,20 @@ async function emptyPartitions(database: Database, retentionMs: number, emptied:
     const outcome = await emptyPartition(database, name, retentionMs);
     if (outcome === 'emptied' || outcome === 'empty') {
       emptied.add(name);
-      await inBatches(database, 'select turnout.delete_old_stamps($1::bigint, $2::integer)::text as n', [upper], signal);
+      await inBatches(
+        database,
+        'select turnout.delete_old_stamps($1::bigint, $2::integer)::text as n',
+        [upper],
+        signal,
+      );
     }
     if (outcome === 'emptied') logger.info('A partition of the outbox was emptied.', { partition: name });
-    if (outcome === 'owed') logger.warn('A partition of the outbox is older than retention and calls are still owed for its events.', { partition: name });
-    if (outcome === 'unpublished') logger.warn('A partition of the outbox is older than retention and not published.', { partition: name });
+    if (outcome === 'owed')
+      logger.warn('A partition of the outbox is older than retention and calls are still owed for its events.', {
+        partition: name,
+      });
+    if (outcome === 'unpublished')
+      logger.warn('A partition of the outbox is older than retention and not published.', { partition: name });
     // Partitions come in order: the ones after a young one are younger.
     if (outcome === 'young') return;
   }

@@ -9,7 +9,11 @@ import type { Row } from './tick-store.ts';
  * Numbers the rows of a page and groups them by partition, in the order of `seq` within each. The same rows and the same counts
  * give the same messages. `partitionsOf` gives the recorded partition count of a topic, and throws for one that isn't registered.
  */
-export function toBatches(rows: readonly Row[], counter: Counter, partitionsOf: (topic: string) => number): PartitionBatch[] {
+export function toBatches(
+  rows: readonly Row[],
+  counter: Counter,
+  partitionsOf: (topic: string) => number,
+): PartitionBatch[] {
   const batches = new Map<string, Map<number, Message[]>>();
   for (const row of rows) {
     const topic = row[column.topic]!;
@@ -38,7 +42,9 @@ export function toBatches(rows: readonly Row[], counter: Counter, partitionsOf: 
     if (messages === undefined) partitions.set(partition, [message]);
     else messages.push(message);
   }
-  return [...batches].flatMap(([topic, partitions]) => [...partitions].map(([partition, messages]) => ({ topic, partition, messages })));
+  return [...batches].flatMap(([topic, partitions]) =>
+    [...partitions].map(([partition, messages]) => ({ topic, partition, messages })),
+  );
 }
 
 /**

@@ -51,7 +51,12 @@ export function createCounter(before: Numbers, generations: (source: string) => 
       return { generation, number: BigInt(number) };
     },
     numbers() {
-      return Object.fromEntries([...counts].map(([name, topics]) => [name, Object.fromEntries([...topics].map(([topic, n]) => [topic, [...n]]))]));
+      return Object.fromEntries(
+        [...counts].map(([name, topics]) => [
+          name,
+          Object.fromEntries([...topics].map(([topic, n]) => [topic, [...n]])),
+        ]),
+      );
     },
   };
 }
@@ -70,7 +75,13 @@ export function inGenerations(numbers: Numbers, generations: ReadonlyMap<string,
 }
 
 /** The count of one partition, 0 if nothing was counted there in this generation. */
-export function countOf(numbers: Numbers, source: string, generation: number, topic: string, partition: number): bigint {
+export function countOf(
+  numbers: Numbers,
+  source: string,
+  generation: number,
+  topic: string,
+  partition: number,
+): bigint {
   return BigInt(numbers[`${source}/${generation}`]?.[topic]?.[partition] ?? 0);
 }
 

@@ -30,7 +30,11 @@ export async function sendOrReplace(
 }
 
 /** A batch that is too large may hold no message that is: it is halved until only single messages are refused. */
-async function sendInPieces(publisher: Pick<Publisher, 'send'>, batch: PartitionBatch, refused: (refusal: Refusal) => void): Promise<void> {
+async function sendInPieces(
+  publisher: Pick<Publisher, 'send'>,
+  batch: PartitionBatch,
+  refused: (refusal: Refusal) => void,
+): Promise<void> {
   const { topic, partition, messages } = batch;
   if (messages.length > 1) {
     const middle = messages.length >> 1;
@@ -44,7 +48,10 @@ async function sendInPieces(publisher: Pick<Publisher, 'send'>, batch: Partition
     await publisher.send([{ ...batch, messages: [placeholderOf(message, reason)] }]);
   } catch (error) {
     if (!isTurnoutError(error, 'TURNOUT_PAYLOAD_TOO_LARGE')) throw error;
-    throw new TurnoutError('TURNOUT_PUBLISH_FAILED', `Topic ${topic} takes not even a placeholder.`, { cause: error, details: { topic, partition } });
+    throw new TurnoutError('TURNOUT_PUBLISH_FAILED', `Topic ${topic} takes not even a placeholder.`, {
+      cause: error,
+      details: { topic, partition },
+    });
   }
   refused({ topic, partition, message, reason });
 }

@@ -22,9 +22,22 @@ export interface Tick {
 export type Row = readonly (string | null)[];
 
 /** Places in a {@link Row}. */
-export const column = { seq: 0, id: 1, source: 2, topic: 3, key: 4, type: 5, version: 6, payload: 7, routes: 8, headers: 9, time: 10 } as const;
+export const column = {
+  seq: 0,
+  id: 1,
+  source: 2,
+  topic: 3,
+  key: 4,
+  type: 5,
+  version: 6,
+  payload: 7,
+  routes: 8,
+  headers: 9,
+  time: 10,
+} as const;
 
-const columns = 'o.seq, o.id, o.source, o.topic, o.aggregateid, o.type, o.version, o.payload, o.routes, o.headers, o.occurred_at';
+const columns =
+  'o.seq, o.id, o.source, o.topic, o.aggregateid, o.type, o.version, o.payload, o.routes, o.headers, o.occurred_at';
 
 /** Before everything: the first tick of a database starts here, so that what was published before the first relay isn't lost. */
 export const beginning = '1:1:';
@@ -115,7 +128,14 @@ export async function readNewestTick(session: Session): Promise<Tick | undefined
   );
   if (row === undefined) return undefined;
   const [tick, lo, hi, afterSeq, numbers, relay] = row as string[];
-  return { tick: BigInt(tick!), lo: lo!, hi: hi!, afterSeq: BigInt(afterSeq!), numbers: JSON.parse(numbers!) as Numbers, relay: relay! };
+  return {
+    tick: BigInt(tick!),
+    lo: lo!,
+    hi: hi!,
+    afterSeq: BigInt(afterSeq!),
+    numbers: JSON.parse(numbers!) as Numbers,
+    relay: relay!,
+  };
 }
 
 export interface Poll {
@@ -133,7 +153,11 @@ export async function pollTick(
   from: { lo: string; known: bigint; numbers: Numbers; relay: string; limit: number; lastSeq: bigint },
 ): Promise<Poll> {
   const values = [from.lo, from.known.toString(), JSON.stringify(from.numbers), from.relay, String(from.limit)];
-  const statement = failpoint('relay.read-above-last-id') ? pollAboveLastId : failpoint('relay.persist-tick-after-publish') ? pollWithoutTick : poll;
+  const statement = failpoint('relay.read-above-last-id')
+    ? pollAboveLastId
+    : failpoint('relay.persist-tick-after-publish')
+      ? pollWithoutTick
+      : poll;
   if (statement === pollAboveLastId) values.push(from.lastSeq.toString());
   const [head, ...rows] = await fencing(session.queryText(statement, values));
   if (rows.length > 0 && head![3] === null) throw fenced();
@@ -142,7 +166,14 @@ export async function pollTick(
 
 /** Writes a tick, a checkpoint or a close after the tick `known`. Throws TURNOUT_RELAY_FENCED if that isn't the newest any more. */
 export async function appendTick(session: Session, known: bigint, next: Omit<Tick, 'tick'>): Promise<Tick> {
-  const values = [known.toString(), next.lo, next.hi, next.afterSeq.toString(), JSON.stringify(next.numbers), next.relay];
+  const values = [
+    known.toString(),
+    next.lo,
+    next.hi,
+    next.afterSeq.toString(),
+    JSON.stringify(next.numbers),
+    next.relay,
+  ];
   const rows = await fencing(session.queryText(`${append} returning tick`, values));
   if (rows.length === 0) throw fenced();
   return { ...next, tick: known + 1n };
@@ -150,7 +181,12 @@ export async function appendTick(session: Session, known: bigint, next: Omit<Tic
 
 /** The rows of a tick behind `afterSeq`, at most `limit`. The same each time it is read. */
 export async function readPage(session: Session, tick: Tick, limit: number): Promise<Row[]> {
-  return session.queryText(`${pageStatement} limit $4::integer`, [tick.lo, tick.hi, tick.afterSeq.toString(), String(limit)]);
+  return session.queryText(`${pageStatement} limit $4::integer`, [
+    tick.lo,
+    tick.hi,
+    tick.afterSeq.toString(),
+    String(limit),
+  ]);
 }
 
 /**
@@ -160,7 +196,11 @@ export async function readPage(session: Session, tick: Tick, limit: number): Pro
  */
 export async function openPages(session: Session, tick: Tick, pageSize: number): Promise<AsyncGenerator<Row[], void>> {
   await session.queryText('begin read only');
-  await session.queryText(`declare turnout_tick no scroll cursor for ${pageStatement}`, [tick.lo, tick.hi, tick.afterSeq.toString()]);
+  await session.queryText(`declare turnout_tick no scroll cursor for ${pageStatement}`, [
+    tick.lo,
+    tick.hi,
+    tick.afterSeq.toString(),
+  ]);
   const fetch = async (): Promise<Row[]> => session.queryText(`fetch forward ${pageSize} from turnout_tick`);
   return pagesFrom(session, fetch, pageSize);
 }

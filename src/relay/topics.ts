@@ -37,7 +37,12 @@ function topicsOf(events: readonly AnyEventDefinition[]): TopicDefinition[] {
     const other = topics.get(topic.name);
     if (other !== undefined && (other.partitions !== topic.partitions || other.maxBytes !== topic.maxBytes)) {
       throw new TurnoutError('TURNOUT_DEFINITION_INVALID', `Topic ${topic.name} is defined in two ways.`, {
-        details: { path: 'topic', topic: topic.name, partitions: [other.partitions, topic.partitions], maxBytes: [other.maxBytes, topic.maxBytes] },
+        details: {
+          path: 'topic',
+          topic: topic.name,
+          partitions: [other.partitions, topic.partitions],
+          maxBytes: [other.maxBytes, topic.maxBytes],
+        },
       });
     }
     topics.set(topic.name, topic);
@@ -50,9 +55,13 @@ export function planTopics(wanted: readonly TopicDescription[], existing: readon
   return wanted.map(({ name, partitions }) => {
     const actual = existing.find((each) => each.name === name)?.partitions;
     if (actual !== undefined && actual !== partitions) {
-      throw new TurnoutError('TURNOUT_PARTITIONS_MISMATCH', `Topic ${name} has ${actual} partitions and is defined with ${partitions}.`, {
-        details: { topic: name, recorded: partitions, actual },
-      });
+      throw new TurnoutError(
+        'TURNOUT_PARTITIONS_MISMATCH',
+        `Topic ${name} has ${actual} partitions and is defined with ${partitions}.`,
+        {
+          details: { topic: name, recorded: partitions, actual },
+        },
+      );
     }
     return { topic: name, partitions, change: actual === undefined ? 'created' : 'unchanged' };
   });

@@ -7,14 +7,23 @@ import { publisherContract } from './publisher.ts';
 
 const { brokers } = await sharedKafka();
 const kafka = new Kafka({ clientId: 'publisher-contract', brokers: [...brokers], logLevel: logLevel.NOTHING });
-const nowhere = new Kafka({ brokers: [`127.0.0.1:${await freePort()}`], logLevel: logLevel.NOTHING, retry: { retries: 1, initialRetryTime: 20 } });
+const nowhere = new Kafka({
+  brokers: [`127.0.0.1:${await freePort()}`],
+  logLevel: logLevel.NOTHING,
+  retry: { retries: 1, initialRetryTime: 20 },
+});
 
 publisherContract('kafkajs', () => ({
   publisher: () => kafkaJsPublisher(kafka),
   createTopic: (name, partitions) => kafkaJsTopics(kafka).create([{ name, partitions }]),
   async read(topic) {
     const messages = await readTopic(kafka, topic);
-    return messages.map(({ partition, key, value, headers }) => ({ partition, key, value: value === null ? null : Buffer.from(value), headers }));
+    return messages.map(({ partition, key, value, headers }) => ({
+      partition,
+      key,
+      value: value === null ? null : Buffer.from(value),
+      headers,
+    }));
   },
   // Apache Kafka's default is 1 MiB.
   tooLargeBytes: 1_100_000,

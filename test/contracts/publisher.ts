@@ -143,7 +143,7 @@ export function publisherContract(name: string, broker: () => PublisherUnderTest
         message.headers['ce_id'],
         message.value?.toString(),
       ]);
-      expect(seen.sort()).toEqual([
+      expect(seen.toSorted(([a], [b]) => Number(a) - Number(b))).toEqual([
         [0, '39', 'id-39', 'value 39'],
         [2, '100', 'id-100', 'value 100'],
       ]);

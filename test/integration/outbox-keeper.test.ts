@@ -24,7 +24,9 @@ async function producer(options: { published?: boolean } = {}) {
   const broker = inMemoryBroker();
   await broker.topics().create([{ name: 'orders', partitions: 1 }]);
   const publish = (on: Pick<Pool, 'query'> = pool, count = 1): Promise<unknown> =>
-    on.query(`select turnout.publish('orders', 'orders.placed', 1, 'k', '{}') from generate_series(1, $1::integer)`, [count]);
+    on.query(`select turnout.publish('orders', 'orders.placed', 1, 'k', '{}') from generate_series(1, $1::integer)`, [
+      count,
+    ]);
   await publish(pool, 10);
   const relay = createRelay({ database: pgDatabase(pool), publisher: broker.publisher() });
   if (options.published !== false) {
@@ -39,17 +41,29 @@ async function producer(options: { published?: boolean } = {}) {
     broker,
     relay,
     publish,
-    kept: async (): Promise<number> => (await pool.query<{ n: number }>('select count(*)::integer as n from turnout.outbox')).rows[0]!.n,
-    rows: async (partition: string): Promise<number> => (await pool.query<{ n: number }>(`select count(*)::integer as n from turnout.${partition}`)).rows[0]!.n,
+    kept: async (): Promise<number> =>
+      (await pool.query<{ n: number }>('select count(*)::integer as n from turnout.outbox')).rows[0]!.n,
+    rows: async (partition: string): Promise<number> =>
+      (await pool.query<{ n: number }>(`select count(*)::integer as n from turnout.${partition}`)).rows[0]!.n,
     empty: async (retention = '0'): Promise<string> =>
-      (await pool.query<{ outcome: string }>('select turnout.empty_outbox_partition($1, $2::interval) as outcome', [first, retention])).rows[0]!.outcome,
+      (
+        await pool.query<{ outcome: string }>('select turnout.empty_outbox_partition($1, $2::interval) as outcome', [
+          first,
+          retention,
+        ])
+      ).rows[0]!.outcome,
   };
 }
 
 function keeperOf(pool: Pool, more: { retentionMs?: number; everyMs?: number } = {}) {
   const log: string[] = [];
   const note = (message: string): void => void log.push(message);
-  const keeper = outboxKeeper({ database: pgDatabase(pool), everyMs: 20, logger: { info: note, warn: note, error: note }, ...more });
+  const keeper = outboxKeeper({
+    database: pgDatabase(pool),
+    everyMs: 20,
+    logger: { info: note, warn: note, error: note },
+    ...more,
+  });
   running.push(keeper);
   return { keeper, log };
 }
@@ -89,7 +103,9 @@ describe('a closed partition', () => {
 
   test('is left alone while a call is owed for one of its events', async () => {
     const { pool, empty, rows } = await producer();
-    await pool.query(`select turnout.register_switchover('orders', 'mail', 'mailer', '{orders.placed}', 'none', 'test')`);
+    await pool.query(
+      `select turnout.register_switchover('orders', 'mail', 'mailer', '{orders.placed}', 'none', 'test')`,
+    );
     await pool.query(`
       insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, epoch)
       values ('mailer.1', 'orders', 'mail', 0, 'mailer', gen_random_uuid(), 3, pg_current_xact_id(), 'orders', 1)`);
@@ -104,7 +120,7 @@ describe('a closed partition', () => {
     await pool.query(`select setval('turnout.outbox_seq_seq', 20)`);
     const late = await pool.connect();
     await late.query('begin');
-    await publish(late as unknown as Pool);
+    await publish(late);
     await pool.query(`select setval('turnout.outbox_seq_seq', 1500000)`);
     expect(await empty()).toBe('busy');
     await late.query('commit');
@@ -130,7 +146,7 @@ describe('a closed partition', () => {
     await empty();
     const busy = await pool.connect();
     await busy.query('begin');
-    await publish(busy as unknown as Pool);
+    await publish(busy);
     expect((await pool.query('select turnout.drop_empty_outbox_partitions() as n')).rows).toEqual([{ n: 0 }]);
     await busy.query('commit');
     busy.release();
@@ -140,7 +156,12 @@ describe('a closed partition', () => {
 describe('the keeper', () => {
   test('makes partitions ahead of the sequence', async () => {
     const { pool } = await producer();
-    const upper = async (): Promise<number> => (await pool.query<{ n: number }>(`select count(*)::integer as n from pg_inherits where inhparent = 'turnout.outbox'::regclass`)).rows[0]!.n;
+    const upper = async (): Promise<number> =>
+      (
+        await pool.query<{ n: number }>(
+          `select count(*)::integer as n from pg_inherits where inhparent = 'turnout.outbox'::regclass`,
+        )
+      ).rows[0]!.n;
     const before = await upper();
     await pool.query(`select setval('turnout.outbox_seq_seq', 4500000)`);
     const { keeper } = keeperOf(pool);
@@ -156,7 +177,12 @@ describe('the keeper', () => {
         from (select * from turnout.relay_tick order by tick desc limit 1) t, generate_series(1, 3000) n`);
     const { keeper } = keeperOf(pool);
     await keeper.start();
-    const count = async (): Promise<number> => (await pool.query<{ n: number }>('select count(*)::integer as n from turnout.relay_tick where at < now() - interval \'1 day\'')).rows[0]!.n;
+    const count = async (): Promise<number> =>
+      (
+        await pool.query<{ n: number }>(
+          "select count(*)::integer as n from turnout.relay_tick where at < now() - interval '1 day'",
+        )
+      ).rows[0]!.n;
     await waitFor(async () => (await count()) <= 1_001);
     await relay.start();
     await publish();

@@ -29,11 +29,18 @@ interface Outcome {
 }
 
 const { values } = parseArgs({
-  options: { seed: { type: 'string' }, events: { type: 'string' }, json: { type: 'boolean' }, sabotage: { type: 'string' }, control: { type: 'boolean' } },
+  options: {
+    seed: { type: 'string' },
+    events: { type: 'string' },
+    json: { type: 'boolean' },
+    sabotage: { type: 'string' },
+    control: { type: 'boolean' },
+  },
 });
 const seed = Number(values.seed ?? Math.floor(Math.random() * 1_000_000));
 const events = Number(values.events ?? 10_000);
-if (!Number.isInteger(seed) || !Number.isInteger(events) || events < 1) throw new Error('--seed and --events are whole numbers.');
+if (!Number.isInteger(seed) || !Number.isInteger(events) || events < 1)
+  throw new Error('--seed and --events are whole numbers.');
 if (values.sabotage !== undefined && !Object.hasOwn(sabotages, values.sabotage)) {
   throw new Error(`There is no sabotage ${values.sabotage}: ${Object.keys(sabotages).join(', ')}.`);
 }
@@ -52,7 +59,8 @@ async function run(name: string, planned: Scenario): Promise<Outcome> {
   try {
     await kafkaJsTopics(client).create([{ name: topic, partitions: planned.partitions }]);
     await prepareReading(database.url, topic, planned.partitions);
-    if (planned.sequenceCache !== undefined) await admin.query(`alter sequence turnout.outbox_seq_seq cache ${planned.sequenceCache}`);
+    if (planned.sequenceCache !== undefined)
+      await admin.query(`alter sequence turnout.outbox_seq_seq cache ${planned.sequenceCache}`);
     if (!planned.backlogFirst) fleet.start();
     let said = 0;
     const written = await runWriters({
@@ -69,12 +77,16 @@ async function run(name: string, planned: Scenario): Promise<Outcome> {
     if (planned.backlogFirst) fleet.start();
     fleet.calm();
     let stuck: string | undefined;
-    await waitFor(async () => fleet.ended() ?? isDrained(admin), { deadlineMs: planned.drainMs, everyMs: 50, what: 'the outbox to be published' }).catch(
-      (error: unknown) => (stuck = String(error)),
-    );
+    await waitFor(async () => fleet.ended() ?? isDrained(admin), {
+      deadlineMs: planned.drainMs,
+      everyMs: 50,
+      what: 'the outbox to be published',
+    }).catch((error: unknown) => (stuck = String(error)));
     stuck = fleet.ended() ?? stuck;
     await fleet.stop();
-    const committed = await admin.query<Committed>(`select c.event_id::text as id, c.key, c.n::integer from reading.committed c`);
+    const committed = await admin.query<Committed>(
+      `select c.event_id::text as id, c.key, c.n::integer from reading.committed c`,
+    );
     const verdict = verify(committed.rows, await readTopic(client, topic));
     return { verdict, written, relays: fleet.faults(), stuck };
   } finally {
@@ -94,7 +106,8 @@ async function isDrained(admin: Client): Promise<boolean> {
   return rows[0]?.drained === true;
 }
 
-const violations = ({ verdict }: Outcome): number => verdict.lost + verdict.doubled + verdict.outOfOrder + verdict.uncommitted;
+const violations = ({ verdict }: Outcome): number =>
+  verdict.lost + verdict.doubled + verdict.outOfOrder + verdict.uncommitted;
 
 try {
   let ok = true;
@@ -104,7 +117,15 @@ try {
     const { verdict, written, relays: killed, stuck } = outcome;
     ok = violations(outcome) === 0 && stuck === undefined && written.committed >= events;
     const { lost, doubled, outOfOrder, uncommitted, repeated } = verdict;
-    Object.assign(result, { events: written.committed, lost, doubled, outOfOrder, uncommitted, repeated, faults: { ...killed, ...written.transactions } });
+    Object.assign(result, {
+      events: written.committed,
+      lost,
+      doubled,
+      outOfOrder,
+      uncommitted,
+      repeated,
+      faults: { ...killed, ...written.transactions },
+    });
     say(`reading: ${written.committed} events, ${violations(outcome)} violations, ${repeated} identical repeats`);
     for (const example of [...(stuck === undefined ? [] : [stuck]), ...verdict.examples]) say(`  ${example}`);
   }
@@ -117,7 +138,9 @@ try {
     found[name] = control ? (caught ? 'not clean' : 'clean') : caught ? 'caught' : 'missed';
     ok &&= caught !== control;
     const { lost, doubled, outOfOrder, uncommitted, examples } = outcome.verdict;
-    say(`${name}: ${found[name]} (lost ${lost}, doubled ${doubled}, out of order ${outOfOrder}, uncommitted ${uncommitted}); ${examples[0] ?? outcome.stuck ?? ''}`);
+    say(
+      `${name}: ${found[name]} (lost ${lost}, doubled ${doubled}, out of order ${outOfOrder}, uncommitted ${uncommitted}); ${examples[0] ?? outcome.stuck ?? ''}`,
+    );
   }
   Object.assign(result, { sabotages: found });
   if (values.json === true) process.stdout.write(`${JSON.stringify({ ok, ...result })}\n`);

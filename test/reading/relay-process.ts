@@ -60,7 +60,11 @@ const relay = createRelay({
   publisher: flaky(kafkaJsPublisher(kafka)),
   ...(options.takeoverMs === undefined ? {} : { takeoverMs: options.takeoverMs }),
   ...(options.pageSize === undefined ? {} : { pageSize: options.pageSize }),
-  onEvent: (event) => write('event', JSON.stringify(event, (_key, value: unknown) => (typeof value === 'bigint' ? value.toString() : value))),
+  onEvent: (event) =>
+    write(
+      'event',
+      JSON.stringify(event, (_key, value: unknown) => (typeof value === 'bigint' ? value.toString() : value)),
+    ),
 });
 
 process.once('SIGTERM', () => void relay.stop());

@@ -75,7 +75,9 @@ export function relays(options: { url: string; brokers: readonly string[]; seed:
 
   async function follow(slot: Slot): Promise<void> {
     for (;;) {
-      const line = await slot.process.line(/^(ready|event|ended) ?(.*)$/, { deadlineMs: 600_000 }).catch(() => undefined);
+      const line = await slot.process
+        .line(/^(ready|event|ended) ?(.*)$/, { deadlineMs: 600_000 })
+        .catch(() => undefined);
       if (line === undefined) return;
       const [, word, rest = ''] = line;
       if (word === 'ready') slot.ready = true;
@@ -94,7 +96,8 @@ export function relays(options: { url: string; brokers: readonly string[]; seed:
   function strike(): void {
     if (stopping || calm) return;
     const ready = slots.filter((slot) => slot.ready && !slot.paused);
-    const victim = next() < 0.8 ? (ready.find((slot) => slot.leading) ?? ready[0]) : ready[Math.floor(next() * ready.length)];
+    const victim =
+      next() < 0.8 ? (ready.find((slot) => slot.leading) ?? ready[0]) : ready[Math.floor(next() * ready.length)];
     if (victim !== undefined) {
       if (next() < 0.2) {
         faults.relayPauses++;

@@ -51,9 +51,20 @@ export const sabotages: Readonly<Record<string, Scenario>> = {
   'relay.read-above-last-id': { ...quiet, failpoints: ['relay.read-above-last-id'] },
   // Killed between publishing and persisting, it reads a longer stretch next time, and counts otherwise. Blind: the comparison with
   // the topic at its start would notice the same.
-  'relay.persist-tick-after-publish': { ...quiet, failpoints: ['relay.persist-tick-after-publish'], dieAfterSends: 12, blind: true },
+  'relay.persist-tick-after-publish': {
+    ...quiet,
+    failpoints: ['relay.persist-tick-after-publish'],
+    dieAfterSends: 12,
+    blind: true,
+  },
   // A page that fails in the middle of a long tick, and those behind it.
-  'relay.unchained-sends': { ...quiet, failpoints: ['relay.unchained-sends'], backlogFirst: true, pageSize: 10, failingSends: 0.1 },
+  'relay.unchained-sends': {
+    ...quiet,
+    failpoints: ['relay.unchained-sends'],
+    backlogFirst: true,
+    pageSize: 10,
+    failingSends: 0.1,
+  },
   // Sessions draw blocks of numbers: a later publisher of a key has a lower one.
   'sequence-cache-20': { ...quiet, failpoints: ['relay.accept-sequence-cache'], sequenceCache: 20, keys: 20 },
 };

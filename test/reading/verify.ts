@@ -45,7 +45,11 @@ export function verify(committed: readonly Committed[], messages: readonly Store
     const seen = first.get(id);
     if (seen !== undefined) {
       if (contentOf(seen) === contentOf(message)) repeated++;
-      else report('doubled', `${id} is in partition ${seen.partition} as ${seen.headers['ce_sequence']} and in ${message.partition} as ${message.headers['ce_sequence']}`);
+      else
+        report(
+          'doubled',
+          `${id} is in partition ${seen.partition} as ${seen.headers['ce_sequence']} and in ${message.partition} as ${message.headers['ce_sequence']}`,
+        );
       continue;
     }
     first.set(id, message);
@@ -53,10 +57,12 @@ export function verify(committed: readonly Committed[], messages: readonly Store
     const [generation = '', number = ''] = (message.headers['ce_sequence'] ?? '').split('-');
     const counted = `${message.headers['ce_source']}/${generation}/${message.partition}`;
     const numbered = `${counted}/${number}`;
-    if (owner.has(numbered)) report('doubled', `${id} and ${owner.get(numbered)} are both number ${number} of partition ${message.partition}`);
+    if (owner.has(numbered))
+      report('doubled', `${id} and ${owner.get(numbered)} are both number ${number} of partition ${message.partition}`);
     owner.set(numbered, id);
     const before = lastNumber.get(counted) ?? 0n;
-    if (BigInt(number) !== before + 1n) report('outOfOrder', `number ${BigInt(number)} of partition ${message.partition} comes after ${before}`);
+    if (BigInt(number) !== before + 1n)
+      report('outOfOrder', `number ${BigInt(number)} of partition ${message.partition} comes after ${before}`);
     if (BigInt(number) > before) lastNumber.set(counted, BigInt(number));
 
     const event = known.get(id);
@@ -68,10 +74,12 @@ export function verify(committed: readonly Committed[], messages: readonly Store
       lastOfKey.set(event.key, Math.max(last, event.n));
     }
   }
-  for (const { id, key, n } of committed) if (!first.has(id)) report('lost', `${id} (event ${n} of ${key}) is not in the topic`);
+  for (const { id, key, n } of committed)
+    if (!first.has(id)) report('lost', `${id} (event ${n} of ${key}) is not in the topic`);
   for (const [counted, last] of lastNumber) {
     for (let number = 1n; number <= last; number++) {
-      if (!owner.has(`${counted}/${number.toString().padStart(20, '0')}`)) report('lost', `number ${number} of ${counted} is missing`);
+      if (!owner.has(`${counted}/${number.toString().padStart(20, '0')}`))
+        report('lost', `number ${number} of ${counted} is missing`);
     }
   }
   return { ...violations, repeated };

@@ -11,7 +11,16 @@ export type Kind = 'commit' | 'rollback' | 'savepoint' | 'prepared' | 'early-xid
 export type Mix = Readonly<Partial<Record<Kind, number>>>;
 
 /** Shares of the kinds, in no unit. */
-export const everything: Mix = { commit: 50, rollback: 8, savepoint: 10, prepared: 7, 'early-xid': 12, long: 4, bulk: 2, unkeyed: 7 };
+export const everything: Mix = {
+  commit: 50,
+  rollback: 8,
+  savepoint: 10,
+  prepared: 7,
+  'early-xid': 12,
+  long: 4,
+  bulk: 2,
+  unkeyed: 7,
+};
 
 export interface WritersOptions {
   readonly url: string;
@@ -158,13 +167,10 @@ export async function runWriters(options: WritersOptions): Promise<Written> {
 /** Publishes, and then notes the events: once the key's lock is held, the highest number that can be read is the last one's. */
 async function publishEvents(client: Client, key: string | null, times: number, next: () => number): Promise<void> {
   const data = JSON.stringify({ text: 'x'.repeat(between(next, 10, 300)), at: next() });
-  const { rows } = await client.query<{ id: string }>('select turnout.publish($1, $2, 1, $3, $4) as id from generate_series(1, $5)', [
-    source,
-    key === null ? 'reading.unkeyed' : 'reading.keyed',
-    key,
-    data,
-    times,
-  ]);
+  const { rows } = await client.query<{ id: string }>(
+    'select turnout.publish($1, $2, 1, $3, $4) as id from generate_series(1, $5)',
+    [source, key === null ? 'reading.unkeyed' : 'reading.keyed', key, data, times],
+  );
   await client.query(
     `insert into reading.committed (event_id, key, n)
       select e.id, $2::text, case when $2::text is not null then coalesce((select max(c.n) from reading.committed c where c.key = $2::text), 0) + e.place end

@@ -19,7 +19,12 @@ export interface StoredMessage {
 export async function readTopic(kafka: Pick<Kafka, 'admin' | 'consumer'>, topic: string): Promise<StoredMessage[]> {
   const admin = kafka.admin();
   await admin.connect();
-  const ends = new Map((await admin.fetchTopicOffsets(topic)).map(({ partition, low, high }) => [partition, { low: BigInt(low), high: BigInt(high) }]));
+  const ends = new Map(
+    (await admin.fetchTopicOffsets(topic)).map(({ partition, low, high }) => [
+      partition,
+      { low: BigInt(low), high: BigInt(high) },
+    ]),
+  );
   await admin.disconnect();
   const missing = new Set([...ends].filter(([, { low, high }]) => high > low).map(([partition]) => partition));
   if (missing.size === 0) return [];
@@ -58,5 +63,11 @@ export async function readTopic(kafka: Pick<Kafka, 'admin' | 'consumer'>, topic:
 
 function stored(partition: number, { offset, key, value, headers = {} }: KafkaMessage): StoredMessage {
   const texts = Object.entries(headers).map(([name, header]) => [name, String(header)] as const);
-  return { partition, offset: BigInt(offset), key: key?.toString() ?? null, value: value?.toString() ?? null, headers: Object.fromEntries(texts) };
+  return {
+    partition,
+    offset: BigInt(offset),
+    key: key?.toString() ?? null,
+    value: value?.toString() ?? null,
+    headers: Object.fromEntries(texts),
+  };
 }

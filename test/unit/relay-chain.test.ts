@@ -12,7 +12,11 @@ import type { PartitionBatch } from '../../src/relay/publisher.ts';
 import { sendOrReplace } from '../../src/relay/refusal.ts';
 import type { Row } from '../../src/relay/tick-store.ts';
 
-const message = (key: string): Message => ({ key, value: Buffer.from('{}'), headers: { ce_id: key, 'ce_sequence': '000001-00000000000000000001', mine: 'x' } });
+const message = (key: string): Message => ({
+  key,
+  value: Buffer.from('{}'),
+  headers: { ce_id: key, ce_sequence: '000001-00000000000000000001', mine: 'x' },
+});
 
 /** A broker that keeps what it is sent, fails the sends that it is told to fail, and answers in random order. */
 function broker(fails: (send: number) => boolean) {
@@ -52,18 +56,26 @@ const limits = fc.record({
   pages: fc.integer({ min: 1, max: 4 }),
 });
 /** Pages as the partition of each of their events. */
-const plan = fc.array(fc.array(fc.integer({ min: 0, max: 4 }), { minLength: 1, maxLength: 12 }), { minLength: 1, maxLength: 10 });
+const plan = fc.array(fc.array(fc.integer({ min: 0, max: 4 }), { minLength: 1, maxLength: 12 }), {
+  minLength: 1,
+  maxLength: 10,
+});
 
 function pagesOf(planned: readonly (readonly number[])[]): PartitionBatch[][] {
   let event = 0;
   return planned.map((page) => {
     const partitions = new Map<number, Message[]>();
-    for (const partition of page) partitions.set(partition, [...(partitions.get(partition) ?? []), message(String(event++))]);
+    for (const partition of page)
+      partitions.set(partition, [...(partitions.get(partition) ?? []), message(String(event++))]);
     return [...partitions].map(([partition, messages]) => ({ topic: 't', partition, messages }));
   });
 }
 
-async function publish(pages: readonly PartitionBatch[][], send: (batches: readonly PartitionBatch[]) => Promise<void>, within: ChainLimits) {
+async function publish(
+  pages: readonly PartitionBatch[][],
+  send: (batches: readonly PartitionBatch[]) => Promise<void>,
+  within: ChainLimits,
+) {
   const chain = createChain<number>(send, within);
   try {
     for (const [index, page] of pages.entries()) await chain.push(page, index);
@@ -76,7 +88,9 @@ async function publish(pages: readonly PartitionBatch[][], send: (batches: reado
 }
 
 function written(pages: readonly PartitionBatch[][], partition: number): (string | null)[] {
-  return pages.flatMap((page) => page.filter((batch) => batch.partition === partition).flatMap(({ messages }) => messages.map(({ key }) => key)));
+  return pages.flatMap((page) =>
+    page.filter((batch) => batch.partition === partition).flatMap(({ messages }) => messages.map(({ key }) => key)),
+  );
 }
 
 describe('a chain of sends', () => {
@@ -90,7 +104,8 @@ describe('a chain of sends', () => {
         expect(seen.overlaps).toBe(0);
         expect(seen.mostInFlight).toBeLessThanOrEqual(within.sends);
         expect(chain.acknowledged()).toBe(pages.length - 1);
-        for (const partition of [0, 1, 2, 3, 4]) expect(log.get(`t/${partition}`) ?? []).toEqual(written(pages, partition));
+        for (const partition of [0, 1, 2, 3, 4])
+          expect(log.get(`t/${partition}`) ?? []).toEqual(written(pages, partition));
       }),
     );
   });
@@ -150,12 +165,17 @@ describe('messages that the broker refuses', () => {
       fc.asyncProperty(plan, fc.func(fc.boolean()), async (planned, refuses) => {
         const [batches] = [pagesOf([planned.flat()])[0]!];
         const log = new Map<number, Message[]>();
-        const isRefused = (each: Message): boolean => each.headers['turnout-refused'] === undefined && refuses(each.key);
+        const isRefused = (each: Message): boolean =>
+          each.headers['turnout-refused'] === undefined && refuses(each.key);
         const publisher = {
           async send(all: readonly PartitionBatch[]) {
             const bad = all.find(({ messages }) => messages.some(isRefused));
-            for (const { partition, messages } of all) if (!messages.some(isRefused)) log.set(partition, [...(log.get(partition) ?? []), ...messages]);
-            if (bad !== undefined) throw new TurnoutError('TURNOUT_PAYLOAD_TOO_LARGE', 'Too large.', { details: { topic: 't', partition: bad.partition } });
+            for (const { partition, messages } of all)
+              if (!messages.some(isRefused)) log.set(partition, [...(log.get(partition) ?? []), ...messages]);
+            if (bad !== undefined)
+              throw new TurnoutError('TURNOUT_PAYLOAD_TOO_LARGE', 'Too large.', {
+                details: { topic: 't', partition: bad.partition },
+              });
           },
         };
         const refused: (string | null)[] = [];
@@ -182,7 +202,9 @@ describe('messages that the broker refuses', () => {
 
   test('are not waited for in vain: a broker that takes not even the placeholder fails the send', async () => {
     const publisher = { send: () => Promise.reject(new TurnoutError('TURNOUT_PAYLOAD_TOO_LARGE', 'Too large.')) };
-    await expect(sendOrReplace(publisher, pagesOf([[0]])[0]!, () => undefined)).rejects.toMatchObject({ code: 'TURNOUT_PUBLISH_FAILED' });
+    await expect(sendOrReplace(publisher, pagesOf([[0]])[0]!, () => undefined)).rejects.toMatchObject({
+      code: 'TURNOUT_PUBLISH_FAILED',
+    });
   });
 });
 
@@ -202,7 +224,11 @@ describe('rows as messages', () => {
   ];
 
   test('carry the whole envelope', () => {
-    const [batch] = toBatches([row(7, 'order-1')], createCounter({}, () => 3), () => 1);
+    const [batch] = toBatches(
+      [row(7, 'order-1')],
+      createCounter({}, () => 3),
+      () => 1,
+    );
     expect(batch).toEqual({
       topic: 't',
       partition: 0,
@@ -231,18 +257,29 @@ describe('rows as messages', () => {
 
   test('are grouped by partition in the order of seq, the same each time', () => {
     fc.assert(
-      fc.property(fc.array(fc.option(fc.string({ maxLength: 3 })), { maxLength: 60 }), fc.integer({ min: 1, max: 7 }), (keys, partitions) => {
-        const rows = keys.map((key, index) => row(index + 1, key));
-        const make = (): PartitionBatch[] => toBatches(rows, createCounter({}, () => 1), () => partitions);
-        const batches = make();
-        expect(make()).toEqual(batches);
-        expect(batches.flatMap(({ messages }) => messages)).toHaveLength(rows.length);
-        for (const { messages } of batches) {
-          const seqs = messages.map(({ headers }) => Number(headers['turnout-seq']));
-          expect(seqs).toEqual([...seqs].sort((a, b) => a - b));
-          expect(messages.map(({ headers }) => Number(headers['ce_sequence']?.split('-')[1]))).toEqual(messages.map((_, index) => index + 1));
-        }
-      }),
+      fc.property(
+        fc.array(fc.option(fc.string({ maxLength: 3 })), { maxLength: 60 }),
+        fc.integer({ min: 1, max: 7 }),
+        (keys, partitions) => {
+          const rows = keys.map((key, index) => row(index + 1, key));
+          const make = (): PartitionBatch[] =>
+            toBatches(
+              rows,
+              createCounter({}, () => 1),
+              () => partitions,
+            );
+          const batches = make();
+          expect(make()).toEqual(batches);
+          expect(batches.flatMap(({ messages }) => messages)).toHaveLength(rows.length);
+          for (const { messages } of batches) {
+            const seqs = messages.map(({ headers }) => Number(headers['turnout-seq']));
+            expect(seqs).toEqual([...seqs].sort((a, b) => a - b));
+            expect(messages.map(({ headers }) => Number(headers['ce_sequence']?.split('-')[1]))).toEqual(
+              messages.map((_, index) => index + 1),
+            );
+          }
+        },
+      ),
     );
   });
 });

@@ -7,7 +7,13 @@ import { defaultPace, waitAfterEmptyPollMs } from '../../src/relay/pace.ts';
 import { planTopics } from '../../src/relay/topics.ts';
 
 describe('a standby', () => {
-  const seen = (atMs: number, more: Partial<Observation> = {}): Observation => ({ atMs, tick: 5n, holder: '100', work: true, ...more });
+  const seen = (atMs: number, more: Partial<Observation> = {}): Observation => ({
+    atMs,
+    tick: 5n,
+    holder: '100',
+    work: true,
+    ...more,
+  });
   const after = (...observations: Observation[]): boolean => {
     let watch: Watch | undefined;
     let takeOver = false;
@@ -29,7 +35,12 @@ describe('a standby', () => {
   });
 
   test('never takes over within takeoverMs of a sign of life', () => {
-    const step = fc.record({ ms: fc.nat({ max: 600 }), tick: fc.boolean(), work: fc.boolean(), holder: fc.constantFrom('1', '2') });
+    const step = fc.record({
+      ms: fc.nat({ max: 600 }),
+      tick: fc.boolean(),
+      work: fc.boolean(),
+      holder: fc.constantFrom('1', '2'),
+    });
     fc.assert(
       fc.property(fc.array(step, { maxLength: 40 }), (steps) => {
         let watch: Watch | undefined;
@@ -56,7 +67,10 @@ test('the relay polls quickly after work, and calms down', () => {
 
 describe('topics to apply', () => {
   test('are created where they are missing', () => {
-    const wanted = [{ name: 'a', partitions: 3 }, { name: 'b', partitions: 6 }];
+    const wanted = [
+      { name: 'a', partitions: 3 },
+      { name: 'b', partitions: 6 },
+    ];
     expect(planTopics(wanted, [{ name: 'b', partitions: 6 }])).toEqual([
       { topic: 'a', partitions: 3, change: 'created' },
       { topic: 'b', partitions: 6, change: 'unchanged' },
@@ -95,7 +109,9 @@ describe('the last record of a partition', () => {
     expect(findings([record('orders', 2, 5)], catalogue, tick, time)).toEqual([
       { topic: 't', partition: 0, id: 'id', seq: 9n, aboveCounts: true, kept: true },
     ]);
-    expect(findings([record('orders', 2, 4)], catalogue, tick, time + 1)).toMatchObject([{ aboveCounts: false, kept: false }]);
+    expect(findings([record('orders', 2, 4)], catalogue, tick, time + 1)).toMatchObject([
+      { aboveCounts: false, kept: false },
+    ]);
     expect(findings([record('orders', 2, 1)], catalogue, undefined, time)).toMatchObject([{ aboveCounts: true }]);
   });
 

@@ -3,7 +3,11 @@ import { describe, expect, test } from 'vitest';
 import { countOf, createCounter, inGenerations } from '../../src/relay/numbers.ts';
 import type { Numbers } from '../../src/relay/numbers.ts';
 
-const place = fc.record({ source: fc.constantFrom('orders', 'billing'), topic: fc.constantFrom('a', 'b'), partition: fc.integer({ min: 0, max: 4 }) });
+const place = fc.record({
+  source: fc.constantFrom('orders', 'billing'),
+  topic: fc.constantFrom('a', 'b'),
+  partition: fc.integer({ min: 0, max: 4 }),
+});
 const one = (): number => 1;
 
 describe('sequence numbers', () => {
@@ -22,7 +26,9 @@ describe('sequence numbers', () => {
         expect(number()).toEqual(numbers);
         expect(JSON.stringify(start)).toBe(frozen);
         tick.forEach(({ source, topic, partition }, index) => {
-          const earlier = [...before, ...tick.slice(0, index)].filter((p) => p.source === source && p.topic === topic && p.partition === partition);
+          const earlier = [...before, ...tick.slice(0, index)].filter(
+            (p) => p.source === source && p.topic === topic && p.partition === partition,
+          );
           expect(numbers[index]).toBe(BigInt(earlier.length + 1));
         });
       }),
@@ -38,7 +44,9 @@ describe('sequence numbers', () => {
         const head = createCounter({}, one);
         for (const { source, topic, partition } of tick.slice(0, cut)) head.next(source, topic, partition);
         const tail = createCounter(JSON.parse(JSON.stringify(head.numbers())) as Numbers, one);
-        expect(tick.slice(cut).map(({ source, topic, partition }) => tail.next(source, topic, partition).number)).toEqual(expected.slice(cut));
+        expect(
+          tick.slice(cut).map(({ source, topic, partition }) => tail.next(source, topic, partition).number),
+        ).toEqual(expected.slice(cut));
         expect(tail.numbers()).toEqual(whole.numbers());
       }),
     );
