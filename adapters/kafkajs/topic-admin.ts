@@ -36,7 +36,11 @@ export function kafkaJsTopics(kafka: Pick<Kafka, 'admin'>): TopicAdmin {
       withAdmin(async (admin) => {
         if (topics.length === 0) return;
         // -1: the broker's default.
-        const wanted = topics.map(({ name, partitions }) => ({ topic: name, numPartitions: partitions, replicationFactor: -1 }));
+        const wanted = topics.map(({ name, partitions }) => ({
+          topic: name,
+          numPartitions: partitions,
+          replicationFactor: -1,
+        }));
         await admin.createTopics({ topics: wanted, waitForLeaders: true });
       }),
     identify: () =>

@@ -27,27 +27,42 @@ export async function loadCatalogue(session: Session): Promise<Catalogue> {
 /** Throws TURNOUT_SEQUENCE_CACHED: sessions that draw blocks of numbers lose the order of a key. */
 export async function checkSequence(session: Session): Promise<void> {
   if (failpoint('relay.accept-sequence-cache')) return;
-  const [row] = await session.queryText(`select s.seqcache from pg_sequence s where s.seqrelid = 'turnout.outbox_seq_seq'::regclass`);
+  const [row] = await session.queryText(
+    `select s.seqcache from pg_sequence s where s.seqrelid = 'turnout.outbox_seq_seq'::regclass`,
+  );
   const cache = Number(row?.[0]);
   if (cache === 1) return;
-  throw new TurnoutError('TURNOUT_SEQUENCE_CACHED', `The sequence of turnout.outbox caches ${cache} numbers.`, { details: { cache } });
+  throw new TurnoutError('TURNOUT_SEQUENCE_CACHED', `The sequence of turnout.outbox caches ${cache} numbers.`, {
+    details: { cache },
+  });
 }
 
 /**
  * Compares recorded partition counts with the broker's. Throws TURNOUT_PARTITIONS_MISMATCH. A topic that is missing is only
  * logged: `turnout topics apply` may still be on its way, and until one of its events is due the others can go on.
  */
-export async function checkTopics(publisher: Publisher, partitions: ReadonlyMap<string, number>, logger: Logger): Promise<void> {
+export async function checkTopics(
+  publisher: Publisher,
+  partitions: ReadonlyMap<string, number>,
+  logger: Logger,
+): Promise<void> {
   const names = [...partitions.keys()];
   const counts = names.length === 0 ? new Map<string, number>() : await publisher.partitionCounts(names);
   const missing = names.filter((name) => !counts.has(name));
-  if (missing.length > 0) logger.warn('Topics are missing at the broker; their events will wait. Run `turnout topics apply`.', { topics: missing });
+  if (missing.length > 0)
+    logger.warn('Topics are missing at the broker; their events will wait. Run `turnout topics apply`.', {
+      topics: missing,
+    });
   for (const [topic, recorded] of partitions) {
     const actual = counts.get(topic);
     if (actual === undefined || actual === recorded) continue;
-    throw new TurnoutError('TURNOUT_PARTITIONS_MISMATCH', `Topic ${topic} has ${actual} partitions and is recorded with ${recorded}.`, {
-      details: { topic, recorded, actual },
-    });
+    throw new TurnoutError(
+      'TURNOUT_PARTITIONS_MISMATCH',
+      `Topic ${topic} has ${actual} partitions and is recorded with ${recorded}.`,
+      {
+        details: { topic, recorded, actual },
+      },
+    );
   }
 }
 
@@ -61,7 +76,13 @@ export async function checkTopics(publisher: Publisher, partitions: ReadonlyMap<
  */
 export async function checkRewound(
   session: Session,
-  options: { publisher: Publisher; catalogue: Catalogue; newest: Tick | undefined; retentionMs: number; logger: Logger },
+  options: {
+    publisher: Publisher;
+    catalogue: Catalogue;
+    newest: Tick | undefined;
+    retentionMs: number;
+    logger: Logger;
+  },
 ): Promise<void> {
   const { publisher, catalogue, newest, logger } = options;
   const moved = await isAnotherServer(session, logger);
@@ -70,7 +91,12 @@ export async function checkRewound(
     const found = findings(await publisher.lastRecords(topics), catalogue, newest, Date.now() - options.retentionMs);
     const inTick = found.filter((finding) => finding.aboveCounts);
     await requireAll(session, inTick, newest);
-    if (moved) await requireAll(session, found.filter((finding) => !finding.aboveCounts && finding.kept), undefined);
+    if (moved)
+      await requireAll(
+        session,
+        found.filter((finding) => !finding.aboveCounts && finding.kept),
+        undefined,
+      );
   }
   await rememberServer(session);
 }
@@ -88,7 +114,12 @@ export interface Finding {
 }
 
 /** The last records that say something about this database: those of its own sources, in their present generation. */
-export function findings(records: readonly LastRecord[], catalogue: Catalogue, newest: Tick | undefined, keptSince: number): Finding[] {
+export function findings(
+  records: readonly LastRecord[],
+  catalogue: Catalogue,
+  newest: Tick | undefined,
+  keptSince: number,
+): Finding[] {
   return records.flatMap(({ topic, partition, message }) => {
     const source = message.headers['ce_source'] ?? '';
     const generation = catalogue.generations.get(source);
@@ -105,7 +136,10 @@ export function findings(records: readonly LastRecord[], catalogue: Catalogue, n
 async function requireAll(session: Session, wanted: readonly Finding[], tick: Tick | undefined): Promise<void> {
   if (wanted.length === 0) return;
   const seqs = `{${wanted.map(({ seq }) => seq).join(',')}}`;
-  const inTick = tick === undefined ? '' : 'and o.xid >= pg_snapshot_xmin($2::pg_snapshot) and o.xid < pg_snapshot_xmax($3::pg_snapshot)';
+  const inTick =
+    tick === undefined
+      ? ''
+      : 'and o.xid >= pg_snapshot_xmin($2::pg_snapshot) and o.xid < pg_snapshot_xmax($3::pg_snapshot)';
   const rows = await session.queryText(
     `select o.id from turnout.outbox o where o.seq = any ($1::bigint[]) ${inTick}`,
     tick === undefined ? [seqs] : [seqs, tick.lo, tick.hi],
@@ -125,13 +159,18 @@ const server = `select c.system_identifier, ('x' || substr(pg_walfile_name(pg_cu
 
 async function isAnotherServer(session: Session, logger: Logger): Promise<boolean> {
   const [now] = await session.queryText(server);
-  const [before] = await session.queryText('select s.system_identifier, s.timeline from turnout.relay_shard s where s.shard = 0');
+  const [before] = await session.queryText(
+    'select s.system_identifier, s.timeline from turnout.relay_shard s where s.shard = 0',
+  );
   if (before === undefined) return true;
   if (before[0] === now?.[0] && before[1] === now?.[1]) return false;
-  logger.warn('The database is another server or timeline than last time (a restore or a promotion); its outbox is compared with the topics.', {
-    before: `${before[0]}/${before[1]}`,
-    now: `${now?.[0]}/${now?.[1]}`,
-  });
+  logger.warn(
+    'The database is another server or timeline than last time (a restore or a promotion); its outbox is compared with the topics.',
+    {
+      before: `${before[0]}/${before[1]}`,
+      now: `${now?.[0]}/${now?.[1]}`,
+    },
+  );
   return true;
 }
 

@@ -31,7 +31,17 @@ import type { Numbers } from './numbers.ts';
 import { defaultPace, waitAfterEmptyPollMs } from './pace.ts';
 import type { Publisher } from './publisher.ts';
 import { sendOrReplace } from './refusal.ts';
-import { appendTick, beginning, column, lastSeqIn, openPages, pollTick, prepareSession, readNewestTick, readPage } from './tick-store.ts';
+import {
+  appendTick,
+  beginning,
+  column,
+  lastSeqIn,
+  openPages,
+  pollTick,
+  prepareSession,
+  readNewestTick,
+  readPage,
+} from './tick-store.ts';
 import type { Row, Tick } from './tick-store.ts';
 
 /** What a relay tells while it runs. */
@@ -138,7 +148,9 @@ export function createRelay(options: RelayOptions): Relay {
         } catch (error) {
           const known = withMissingMigrations(error);
           if (signal.aborted) {
-            logger.warn('The relay was stopped while it could not go on; the next start replays its last tick.', { error: known });
+            logger.warn('The relay was stopped while it could not go on; the next start replays its last tick.', {
+              error: known,
+            });
             return;
           }
           if (isFatal(known)) {
@@ -146,13 +158,17 @@ export function createRelay(options: RelayOptions): Relay {
             throw known;
           }
           failures++;
-          const waitMs = isTurnoutError(known, 'TURNOUT_RELAY_FENCED') ? 0 : retryDelayMs(retry, failures, Math.random());
+          const waitMs = isTurnoutError(known, 'TURNOUT_RELAY_FENCED')
+            ? 0
+            : retryDelayMs(retry, failures, Math.random());
           logger.warn('The relay waits and tries again.', { error: known, waitMs });
           await sleep(waitMs, signal);
         }
       }
     } finally {
-      await publisher.disconnect().catch((error: unknown) => logger.warn('Disconnecting from the broker failed.', { error }));
+      await publisher
+        .disconnect()
+        .catch((error: unknown) => logger.warn('Disconnecting from the broker failed.', { error }));
     }
   });
   return { ...running, counts: () => ({ ...counts }) };
@@ -170,7 +186,12 @@ interface Context {
 }
 
 /** From connecting to stepping down. Resolves when `signal` is aborted; rejects when leadership, database or broker are lost. */
-async function serve(context: Context, history: { stoodBy: boolean }, signal: AbortSignal, ready: () => void): Promise<void> {
+async function serve(
+  context: Context,
+  history: { stoodBy: boolean },
+  signal: AbortSignal,
+  ready: () => void,
+): Promise<void> {
   const { database, publisher, logger, tell } = context;
   await requireMigrations(database, 'producer');
   const session = await database.connect();
@@ -190,9 +211,16 @@ async function serve(context: Context, history: { stoodBy: boolean }, signal: Ab
         ready();
       },
       ending: (holder, tick) =>
-        logger.warn('The leading relay has work and shows no progress: its database connection is ended.', { holder, tick, takeoverMs: context.takeoverMs }),
+        logger.warn('The leading relay has work and shows no progress: its database connection is ended.', {
+          holder,
+          tick,
+          takeoverMs: context.takeoverMs,
+        }),
       mayNotEnd: (error) =>
-        logger.error('This relay may not end the connection of the leading one: run both as one database role, or grant pg_signal_backend.', { error }),
+        logger.error(
+          'This relay may not end the connection of the leading one: run both as one database role, or grant pg_signal_backend.',
+          { error },
+        ),
     });
     if (!led) return;
     let leading = false;
@@ -205,7 +233,8 @@ async function serve(context: Context, history: { stoodBy: boolean }, signal: Ab
         ready();
       });
     } catch (error) {
-      if (leading) tell({ kind: 'stepped-down', why: isTurnoutError(error, 'TURNOUT_RELAY_FENCED') ? 'fenced' : 'failed' });
+      if (leading)
+        tell({ kind: 'stepped-down', why: isTurnoutError(error, 'TURNOUT_RELAY_FENCED') ? 'fenced' : 'failed' });
       throw error;
     }
   } finally {
@@ -250,7 +279,12 @@ async function lead(context: Context, session: Session, stopping: AbortSignal, l
 
   const position: Position = { lo: beginning, known: 0n, numbers: {}, open: false, lastSeq: 0n };
   if (newest !== undefined) {
-    Object.assign(position, { known: newest.tick, lo: newest.hi, numbers: newest.numbers, open: newest.lo !== newest.hi });
+    Object.assign(position, {
+      known: newest.tick,
+      lo: newest.hi,
+      numbers: newest.numbers,
+      open: newest.lo !== newest.hi,
+    });
     if (position.open && (await publishTick(work, newest, position, undefined)) === 'stopped-midway') return;
     // Between ticks only: what was begun in a generation is replayed in it.
     position.numbers = inGenerations(position.numbers, catalogue.generations);
@@ -260,7 +294,14 @@ async function lead(context: Context, session: Session, stopping: AbortSignal, l
   let lastWork = performance.now();
   while (!ended.aborted) {
     const { lo, known, numbers, lastSeq } = position;
-    const { hi, rows } = await pollTick(session, { lo, known, numbers, relay: context.name, limit: firstPages * context.pageSize, lastSeq });
+    const { hi, rows } = await pollTick(session, {
+      lo,
+      known,
+      numbers,
+      relay: context.name,
+      limit: firstPages * context.pageSize,
+      lastSeq,
+    });
     if (rows.length === 0) {
       position.lo = hi;
       const idleMs = performance.now() - lastWork;
@@ -327,8 +368,13 @@ async function publishTick(
         if (acknowledged !== undefined) events += acknowledged;
       });
       if (!done.complete) return 'stopped-midway';
-      if (failpoint('relay.persist-tick-after-publish') && firstRows !== undefined) await appendTick(session, tick.tick - 1n, tick);
-      Object.assign(position, { lo: tick.hi, numbers: done.numbers, lastSeq: done.lastSeq > position.lastSeq ? done.lastSeq : position.lastSeq });
+      if (failpoint('relay.persist-tick-after-publish') && firstRows !== undefined)
+        await appendTick(session, tick.tick - 1n, tick);
+      Object.assign(position, {
+        lo: tick.hi,
+        numbers: done.numbers,
+        lastSeq: done.lastSeq > position.lastSeq ? done.lastSeq : position.lastSeq,
+      });
       tell({ kind: 'tick', tick: tick.tick, events: events + done.events, replayed: rows === undefined });
       return 'published';
     } catch (error) {
@@ -372,31 +418,56 @@ async function publishRows(
   const chain: Chain<PageEnd> = createChain((batches) =>
     sendOrReplace(publisher, batches, ({ topic, partition, message, reason }) => {
       const id = message.headers['ce_id'] ?? '';
-      logger.error('The broker refuses a message for good; a placeholder takes its place, and consumers park its key.', { id, topic, partition, reason });
+      logger.error(
+        'The broker refuses a message for good; a placeholder takes its place, and consumers park its key.',
+        { id, topic, partition, reason },
+      );
       tell({ kind: 'refused', id, topic, reason });
     }),
   );
-  const breakChain = (): void => chain.break(new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', 'The relay has lost its database connection.'));
+  const breakChain = (): void =>
+    chain.break(new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', 'The relay has lost its database connection.'));
   lost.addEventListener('abort', breakChain, { once: true });
 
   let newest = from;
   let lastTickAt = performance.now();
   let end: PageEnd = { lastSeq: from.afterSeq, numbers: from.numbers, events: 0 };
   const checkpoint = async (done: PageEnd, failed = false): Promise<void> => {
-    newest = await appendTick(session, newest.tick, { lo: from.lo, hi: from.hi, afterSeq: done.lastSeq, numbers: done.numbers, relay: context.name });
+    newest = await appendTick(session, newest.tick, {
+      lo: from.lo,
+      hi: from.hi,
+      afterSeq: done.lastSeq,
+      numbers: done.numbers,
+      relay: context.name,
+    });
     lastTickAt = performance.now();
     checkpointed(newest, failed ? done.events : undefined);
   };
   try {
-    for await (const rows of pagesOf(context, from, firstRows ?? (await readPage(session, from, firstPages * pageSize)))) {
-      if (rows.some((row) => !lookUp.catalogue().partitions.has(row[column.topic]!) || !lookUp.catalogue().generations.has(row[column.source]!))) {
+    for await (const rows of pagesOf(
+      context,
+      from,
+      firstRows ?? (await readPage(session, from, firstPages * pageSize)),
+    )) {
+      if (
+        rows.some(
+          (row) =>
+            !lookUp.catalogue().partitions.has(row[column.topic]!) ||
+            !lookUp.catalogue().generations.has(row[column.source]!),
+        )
+      ) {
         await lookUp.refresh();
       }
       const batches = toBatches(rows, counter, (topic) => partitionsOf(lookUp.catalogue(), topic));
-      end = { lastSeq: BigInt(rows.at(-1)![column.seq]!), numbers: counter.numbers(), events: end.events + rows.length };
+      end = {
+        lastSeq: BigInt(rows.at(-1)![column.seq]!),
+        numbers: counter.numbers(),
+        events: end.events + rows.length,
+      };
       await chain.push(batches, end);
       const done = chain.acknowledged();
-      if (done !== undefined && done.lastSeq > newest.afterSeq && performance.now() - lastTickAt >= checkpointMs) await checkpoint(done);
+      if (done !== undefined && done.lastSeq > newest.afterSeq && performance.now() - lastTickAt >= checkpointMs)
+        await checkpoint(done);
       if (stopping.aborted && rows.length >= pageSize) {
         // The rest of a long tick is for the next start, which goes on from here.
         await chain.flush();
@@ -411,7 +482,8 @@ async function publishRows(
     await chain.flush().catch(() => undefined);
     // What was acknowledged need not be sent again: without this, a long tick on a broker that fails now and then would never end.
     const done = chain.acknowledged();
-    if (done !== undefined && done.lastSeq > newest.afterSeq && isPublishFailure(error) && !lost.aborted) await checkpoint(done, true);
+    if (done !== undefined && done.lastSeq > newest.afterSeq && isPublishFailure(error) && !lost.aborted)
+      await checkpoint(done, true);
     throw error;
   } finally {
     lost.removeEventListener('abort', breakChain);
@@ -454,20 +526,26 @@ function partitionsOf(catalogue: Catalogue, topic: string): number {
   const partitions = catalogue.partitions.get(topic);
   if (partitions !== undefined) return partitions;
   // Not skipped and not guessed: rows of the outbox are written by turnout.publish_events, which knows registered topics only.
-  throw new TurnoutError('TURNOUT_CONFIG_INVALID', `The outbox holds an event of topic ${topic}, which turnout.topic does not know.`, { details: { topic } });
+  throw new TurnoutError(
+    'TURNOUT_CONFIG_INVALID',
+    `The outbox holds an event of topic ${topic}, which turnout.topic does not know.`,
+    { details: { topic } },
+  );
 }
 
 /** Whether the broker failed: the tick is then replayed by the same leader. */
 function isPublishFailure(error: unknown): boolean {
   return (
-    isTurnoutError(error, 'TURNOUT_PUBLISH_FAILED') || isTurnoutError(error, 'TURNOUT_BROKER_UNREACHABLE') || isTurnoutError(error, 'TURNOUT_TOPIC_MISSING')
+    isTurnoutError(error, 'TURNOUT_PUBLISH_FAILED') ||
+    isTurnoutError(error, 'TURNOUT_BROKER_UNREACHABLE') ||
+    isTurnoutError(error, 'TURNOUT_TOPIC_MISSING')
   );
 }
 
 /** Whether waiting can't help. Everything else, a driver's errors included, is waited out: a relay that gives up delays every event. */
 function isFatal(error: unknown): boolean {
   if (isTurnoutError(error)) return !error.retryable;
-  return error instanceof TypeError || error instanceof ReferenceError || /^42/.test(sqlStateOf(error));
+  return error instanceof TypeError || error instanceof ReferenceError || sqlStateOf(error).startsWith('42');
 }
 
 /** Schema or table missing: the one thing that a user meets first, said in a way that helps. */

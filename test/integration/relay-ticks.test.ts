@@ -2,7 +2,15 @@ import type { Pool } from 'pg';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { pgDatabase } from '../../adapters/pg/index.ts';
 import type { Session } from '../../src/database/index.ts';
-import { appendTick, beginning, openPages, pollTick, prepareSession, readNewestTick, readPage } from '../../src/relay/tick-store.ts';
+import {
+  appendTick,
+  beginning,
+  openPages,
+  pollTick,
+  prepareSession,
+  readNewestTick,
+  readPage,
+} from '../../src/relay/tick-store.ts';
 import type { Row } from '../../src/relay/tick-store.ts';
 import { producerTemplate } from '../support/producer.ts';
 import { database } from '../support/vitest.ts';
@@ -14,8 +22,11 @@ async function outbox() {
   return {
     pool,
     publish: (count: number, on: Pick<Pool, 'query'> = pool, key = 'k') =>
-      on.query(`select turnout.publish('orders', 'orders.placed', 1, $2 || n, '{}') from generate_series(1, $1::integer) n`, [count, key]),
-    async session(): Promise<Session> {
+      on.query(
+        `select turnout.publish('orders', 'orders.placed', 1, $2 || n, '{}') from generate_series(1, $1::integer) n`,
+        [count, key],
+      ),
+    session: async (): Promise<Session> => {
       const session = await pgDatabase(pool).connect();
       onTestFinished(() => session.release(true));
       await prepareSession(session, 'turnout relay');
@@ -33,7 +44,7 @@ describe('a tick', () => {
     const relay = await session();
     const late = await pool.connect();
     await late.query('begin');
-    await publish(1, late as unknown as Pool, 'late');
+    await publish(1, late, 'late');
     await publish(30);
     const { hi, rows } = await pollTick(relay, { ...from, limit: 10 });
     expect(rows).toHaveLength(10);
@@ -68,7 +79,9 @@ describe('the fence', () => {
     await pollTick(one, from);
     await publish(1);
     await expect(pollTick(other, from)).rejects.toMatchObject({ code: 'TURNOUT_RELAY_FENCED' });
-    await expect(appendTick(other, 0n, { lo: beginning, hi: beginning, afterSeq: 0n, numbers: {}, relay: 'other' })).rejects.toMatchObject({
+    await expect(
+      appendTick(other, 0n, { lo: beginning, hi: beginning, afterSeq: 0n, numbers: {}, relay: 'other' }),
+    ).rejects.toMatchObject({
       code: 'TURNOUT_RELAY_FENCED',
     });
   });
@@ -80,13 +93,17 @@ describe('the fence', () => {
     // As if `other` had read that there is no tick before `one` wrote it: one waits for the other's commit, and then for nothing.
     const holder = await pool.connect();
     await holder.query('begin');
-    await holder.query(`insert into turnout.relay_tick (shard, tick, lo, hi, numbers, relay) values (0, 1, '1:1:', '1:1:', '{}', 'holder')`);
+    await holder.query(
+      `insert into turnout.relay_tick (shard, tick, lo, hi, numbers, relay) values (0, 1, '1:1:', '1:1:', '{}', 'holder')`,
+    );
     const waiting = Promise.allSettled([pollTick(one, from), pollTick(other, from)]);
     await holder.query('rollback');
     holder.release();
     const outcomes = await waiting;
     expect(outcomes.map(({ status }) => status).sort()).toEqual(['fulfilled', 'rejected']);
-    expect(outcomes.find(({ status }) => status === 'rejected')).toMatchObject({ reason: { code: 'TURNOUT_RELAY_FENCED' } });
+    expect(outcomes.find(({ status }) => status === 'rejected')).toMatchObject({
+      reason: { code: 'TURNOUT_RELAY_FENCED' },
+    });
   });
 
   test('holds for ticks that have been deleted since', async () => {

@@ -20,8 +20,9 @@ import { database, sharedKafka } from '../support/vitest.ts';
 
 /** A producer with a topic of three partitions. */
 async function producer(topic = uniqueName('orders'), partitions = 3) {
-  const { pool: open, url } = await database({ template: producerTemplate });
-  const pool = open();
+  const created = await database({ template: producerTemplate });
+  const { url } = created;
+  const pool = created.pool();
   const type = (name: string, ordering: string) => ({ name, version: 1, topic, aggregate: 'orders', ordering });
   await pool.query(`select turnout.register_events('orders', $1, $2)`, [
     JSON.stringify([{ name: topic, partitions }]),
@@ -32,7 +33,10 @@ async function producer(topic = uniqueName('orders'), partitions = 3) {
     url,
     topic,
     partitions,
-    async publish(count: number, more: { key?: string; text?: string; on?: Pick<Pool, 'query'> } = {}): Promise<string[]> {
+    async publish(
+      count: number,
+      more: { key?: string; text?: string; on?: Pick<Pool, 'query'> } = {},
+    ): Promise<string[]> {
       const { rows } = await (more.on ?? pool).query<{ id: string }>(
         `select turnout.publish('orders', 'orders.keyed', 1, coalesce($2, 'order-' || (n % 20)), json_build_object('n', n, 'text', $3::text)) as id
           from generate_series(1, $1::integer) n`,
@@ -41,9 +45,11 @@ async function producer(topic = uniqueName('orders'), partitions = 3) {
       return rows.map(({ id }) => id);
     },
     ticks: async () =>
-      (await pool.query<{ tick: string; lo: string; hi: string; after_seq: string; relay: string }>(
-        'select t.tick::text, t.lo::text, t.hi::text, t.after_seq::text, t.relay from turnout.relay_tick t order by t.tick',
-      )).rows,
+      (
+        await pool.query<{ tick: string; lo: string; hi: string; after_seq: string; relay: string }>(
+          'select t.tick::text, t.lo::text, t.hi::text, t.after_seq::text, t.relay from turnout.relay_tick t order by t.tick',
+        )
+      ).rows,
   };
 }
 
@@ -65,7 +71,13 @@ function relayOf({ pool }: Pick<Producer, 'pool'>, publisher: Publisher, options
   const log: string[] = [];
   const note = (message: string): void => void log.push(message);
   const logger: Logger = { info: note, warn: note, error: note };
-  const relay = createRelay({ database: pgDatabase(pool), publisher, logger, onEvent: (event) => events.push(event), ...options });
+  const relay = createRelay({
+    database: pgDatabase(pool),
+    publisher,
+    logger,
+    onEvent: (event) => events.push(event),
+    ...options,
+  });
   running.push(relay);
   return { relay, events, log };
 }
@@ -76,11 +88,18 @@ async function brokerFor({ topic, partitions }: Producer): Promise<InMemoryBroke
   return broker;
 }
 
-const idsIn = (messages: readonly { headers: Readonly<Record<string, string>> }[]): string[] => messages.map(({ headers }) => headers['ce_id'] ?? '');
-const sequences = (messages: readonly { partition: number; headers: Readonly<Record<string, string>> }[], partition: number): (string | undefined)[] =>
+const idsIn = (messages: readonly { headers: Readonly<Record<string, string>> }[]): string[] =>
+  messages.map(({ headers }) => headers['ce_id'] ?? '');
+const sequences = (
+  messages: readonly { partition: number; headers: Readonly<Record<string, string>> }[],
+  partition: number,
+): (string | undefined)[] =>
   messages.filter((message) => message.partition === partition).map(({ headers }) => headers['ce_sequence']);
 const dense = (count: number, generation = 1): string[] =>
-  Array.from({ length: count }, (_, index) => `${String(generation).padStart(6, '0')}-${String(index + 1).padStart(20, '0')}`);
+  Array.from(
+    { length: count },
+    (_, index) => `${String(generation).padStart(6, '0')}-${String(index + 1).padStart(20, '0')}`,
+  );
 
 describe('publishing', () => {
   test('what was published before the first relay, in order and with dense numbers', async () => {
@@ -133,7 +152,7 @@ describe('publishing', () => {
     await waitFor(() => relay.counts().published > 0);
     const [after] = await orders.publish(1);
     await waitFor(() => relay.counts().published === 2);
-    expect(idsIn(broker.messages(orders.topic)).sort()).toEqual([kept, after].sort());
+    expect(new Set(idsIn(broker.messages(orders.topic)))).toEqual(new Set([kept, after]));
   });
 
   test('a backlog of many pages through one cursor, with events of other transactions coming in', async () => {
@@ -146,14 +165,17 @@ describe('publishing', () => {
     await waitFor(() => relay.counts().published === 1_010);
     const messages = broker.messages(orders.topic);
     expect(idsIn(messages).sort()).toEqual([...ids].sort());
-    for (const partition of [0, 1, 2]) expect(sequences(messages, partition)).toEqual(dense(sequences(messages, partition).length));
+    for (const partition of [0, 1, 2])
+      expect(sequences(messages, partition)).toEqual(dense(sequences(messages, partition).length));
     expect(events).toContainEqual({ kind: 'tick', tick: 1n, events: 1_000, replayed: false });
   });
 
   test('unkeyed events to the partition of their place', async () => {
     const orders = await producer();
     const broker = await brokerFor(orders);
-    await orders.pool.query(`select turnout.publish('orders', 'orders.unkeyed', 1, null, '{}') from generate_series(1, 30)`);
+    await orders.pool.query(
+      `select turnout.publish('orders', 'orders.unkeyed', 1, null, '{}') from generate_series(1, 30)`,
+    );
     const { relay } = relayOf(orders, broker.publisher());
     await relay.start();
     await waitFor(() => relay.counts().published === 30);
@@ -225,7 +247,9 @@ describe('stopping and starting', () => {
     await relay.start();
     await waitFor(() => relay.counts().published >= 3);
     await relay.stop();
-    const { rows } = await orders.pool.query(`select 1 from pg_stat_activity where datname = current_database() and application_name like 'turnout relay%'`);
+    const { rows } = await orders.pool.query(
+      `select 1 from pg_stat_activity where datname = current_database() and application_name like 'turnout relay%'`,
+    );
     expect(rows).toEqual([]);
   });
 });
@@ -346,18 +370,24 @@ describe('the relay refuses to work', () => {
   test('with a sequence that caches numbers', async () => {
     const orders = await producer();
     await orders.pool.query('alter sequence turnout.outbox_seq_seq cache 20');
-    expect(await refusal(orders, await brokerFor(orders))).toMatchObject({ code: 'TURNOUT_SEQUENCE_CACHED', details: { cache: 20 } });
+    expect(await refusal(orders, await brokerFor(orders))).toMatchObject({
+      code: 'TURNOUT_SEQUENCE_CACHED',
+      details: { cache: 20 },
+    });
   });
 
   test('when a topic has another number of partitions', async () => {
     const orders = await producer();
     const broker = await brokerFor({ ...orders, partitions: 4 });
-    expect(await refusal(orders, broker)).toMatchObject({ code: 'TURNOUT_PARTITIONS_MISMATCH', details: { topic: orders.topic, recorded: 3, actual: 4 } });
+    expect(await refusal(orders, broker)).toMatchObject({
+      code: 'TURNOUT_PARTITIONS_MISMATCH',
+      details: { topic: orders.topic, recorded: 3, actual: 4 },
+    });
   });
 
   test('without migrations', async () => {
-    const { pool } = await database();
-    const { relay } = relayOf({ pool: pool() }, inMemoryBroker().publisher());
+    const empty = await database();
+    const { relay } = relayOf({ pool: empty.pool() }, inMemoryBroker().publisher());
     await expect(relay.start()).rejects.toMatchObject({ code: 'TURNOUT_MIGRATION_MISSING' });
   });
 
@@ -377,7 +407,10 @@ describe('the relay refuses to work', () => {
       const { orders, broker } = await published(10);
       // What a snapshot of the disk from before would hold.
       await orders.pool.query('truncate turnout.relay_tick; truncate turnout.outbox');
-      expect(await refusal(orders, broker)).toMatchObject({ code: 'TURNOUT_DATABASE_REWOUND', details: { topic: orders.topic } });
+      expect(await refusal(orders, broker)).toMatchObject({
+        code: 'TURNOUT_DATABASE_REWOUND',
+        details: { topic: orders.topic },
+      });
       // It doesn't forget: started again, it halts again.
       expect(await refusal(orders, broker)).toMatchObject({ code: 'TURNOUT_DATABASE_REWOUND' });
     });
@@ -396,12 +429,19 @@ describe('the relay refuses to work', () => {
       await relay.start();
       expect(log).toContainEqual(expect.stringContaining('another server or timeline'));
       await relay.stop();
-      await orders.pool.query('truncate turnout.relay_tick; truncate turnout.outbox; update turnout.source set generation = 2');
+      await orders.pool.query(
+        'truncate turnout.relay_tick; truncate turnout.outbox; update turnout.source set generation = 2',
+      );
       const next = relayOf(orders, broker.publisher());
       await next.relay.start();
       await orders.publish(1, { key: 'k' });
       await waitFor(() => next.relay.counts().published === 1);
-      expect(broker.messages(orders.topic).filter(({ key }) => key === 'k').map(({ headers }) => headers['ce_sequence'])).toEqual(dense(1, 2));
+      expect(
+        broker
+          .messages(orders.topic)
+          .filter(({ key }) => key === 'k')
+          .map(({ headers }) => headers['ce_sequence']),
+      ).toEqual(dense(1, 2));
     });
   });
 });
@@ -511,7 +551,12 @@ test('a role that has been granted turnout_relay, and nothing else, can relay, t
     await orders.pool.query(`drop role ${role}`);
   });
   const log: string[] = [];
-  const keeper = outboxKeeper({ database: pgDatabase(pool), retentionMs: 0, everyMs: 20, logger: { ...silentLogger, warn: (line) => log.push(line) } });
+  const keeper = outboxKeeper({
+    database: pgDatabase(pool),
+    retentionMs: 0,
+    everyMs: 20,
+    logger: { ...silentLogger, warn: (line) => log.push(line) },
+  });
   await keeper.start();
   // It leads, and hangs at its first send.
   const hung: ((error: Error) => void)[] = [];
@@ -531,7 +576,11 @@ test('a role that has been granted turnout_relay, and nothing else, can relay, t
 test('Kafka is killed and comes back: everything is there, in order', { timeout: 120_000 }, async () => {
   const own = await startKafka({ restartable: true });
   onTestFinished(() => own.stop());
-  const kafka = new Kafka({ brokers: [...own.brokers], logLevel: logLevel.NOTHING, retry: { retries: 2, initialRetryTime: 50 } });
+  const kafka = new Kafka({
+    brokers: [...own.brokers],
+    logLevel: logLevel.NOTHING,
+    retry: { retries: 2, initialRetryTime: 50 },
+  });
   const orders = await producer();
   await kafkaJsTopics(kafka).create([{ name: orders.topic, partitions: 3 }]);
   const { relay, log } = relayOf(orders, kafkaJsPublisher(kafka));

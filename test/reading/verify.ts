@@ -86,5 +86,5 @@ export function verify(committed: readonly Committed[], messages: readonly Store
 }
 
 function contentOf({ partition, key, value, headers }: StoredMessage): string {
-  return JSON.stringify([partition, key, value, Object.entries(headers).sort()]);
+  return JSON.stringify([partition, key, value, Object.entries(headers).sort(([a], [b]) => a.localeCompare(b))]);
 }
