@@ -64,7 +64,8 @@ export interface Turnout<Tx, Open = Tx> {
    * Publishes an event in the caller's transaction. Resolves once the server has answered; the event goes out if and
    * when the transaction commits. With a transaction that Turnout can't see the end of, {@link deliver} starts the calls.
    * Throws TURNOUT_EVENT_DATA_INVALID, TURNOUT_KEY_MISSING, TURNOUT_PAYLOAD_TOO_LARGE, TURNOUT_EVENT_TYPE_UNREGISTERED,
-   * TURNOUT_SOURCE_UNREGISTERED, TURNOUT_SWITCHOVER_UNKNOWN, TURNOUT_TRANSACTION_REQUIRED, TURNOUT_TRANSACTION_ABORTED.
+   * TURNOUT_SOURCE_UNREGISTERED, TURNOUT_SWITCHOVER_UNKNOWN, TURNOUT_SWITCHOVER_TYPE_MISSING, TURNOUT_TRANSACTION_REQUIRED,
+   * TURNOUT_TRANSACTION_ABORTED.
    *
    * @example
    * const published = await turnout.transaction(async (tx) => {
@@ -116,7 +117,7 @@ export interface TurnoutOptions<Tx, Open = Tx> {
   /** The unit in which order, routes and sequences are counted: usually the service's name. */
   readonly source: string;
   readonly database: Database<Tx> & OpenIn<Open>;
-  /** The switchovers whose calls this code has given away: it makes none of them itself any more. */
+  /** The switchovers whose calls this code has given away: it makes none of those that they define itself any more. */
   readonly switchovers?: readonly SwitchoverDefinition[];
   readonly logger?: Logger;
   /** Calls in flight at most. Default 16. */
@@ -144,7 +145,6 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
     maxWaiting: options.maxWaiting ?? 1_000,
   });
   const byName = new Map(switchovers.map((switchover) => [switchover.name, switchover]));
-  const names = [...byName.keys()];
   const ownOf = new WeakMap<Published, Own>();
   const startLater = starter(database, logger);
 
@@ -157,7 +157,7 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
     }));
     const events = await publishEvents(
       database.within(tx),
-      { source, switchovers: names, deliver: names.length > 0 },
+      { source, switchovers, deliver: switchovers.length > 0 },
       requests,
     );
     const all = events.map((event) => {
@@ -300,10 +300,10 @@ interface Starter {
  */
 function starter(database: Queryable, logger: Logger): Starter {
   const gathered: Own[] = [];
-  const lookingUp = new Set<Promise<void>>();
+  // Look-ups may overtake each other, starts must not: calls of one key are queued in the order of their commits.
+  let inOrder: Promise<void> = Promise.resolve();
 
-  async function start(owns: readonly Own[]): Promise<void> {
-    const owed = await owedOf(database, owns, logger);
+  function start(owns: readonly Own[], owed: ReadonlySet<Own> | undefined): void {
     for (const own of owns) {
       if (owed === undefined) own.leave('it could not be seen whether the transaction was committed');
       else if (owed.has(own)) void own.start();
@@ -316,14 +316,17 @@ function starter(database: Queryable, logger: Logger): Starter {
     if (calling.length === 0) return;
     gathered.push(...calling);
     if (gathered.length > calling.length) return;
-    const started = Promise.resolve()
-      .then(() => start(gathered.splice(0)))
-      .finally(() => lookingUp.delete(started));
-    lookingUp.add(started);
+    const before = inOrder;
+    inOrder = Promise.resolve().then(async () => {
+      const owns = gathered.splice(0);
+      const owed = await owedOf(database, owns, logger);
+      await before;
+      start(owns, owed);
+    });
   }
 
   return Object.assign(startLater, {
-    idle: () => Promise.all(lookingUp).then(() => undefined),
+    idle: () => inOrder,
   });
 }
 
