@@ -75,6 +75,9 @@ create table turnout.rpc_delivery (
 
 create index rpc_delivery_due on turnout.rpc_delivery (due_at nulls first);
 create index rpc_delivery_key on turnout.rpc_delivery (consumer, source, topic, key, number) where number is not null;
+-- Whether calls still need the events of a partition is asked under a lock that holds up the relay. Measured with pgbench: 4 % more
+-- WAL for an event that is stamped with a call, no change of its latency; entries come in ascending order.
+create index rpc_delivery_seq on turnout.rpc_delivery (seq);
 
 -- Dense count of one key's events for one ordered consumer.
 create table turnout.key_number (
@@ -148,12 +151,17 @@ as $$
 $$;
 
 -- Publishes events in the caller's transaction, in the order given.
---   events       [{"id"?, "type", "version", "key"?, "data", "headers"?}]
---   switchovers  names of the switchovers that the calling code has given its calls to
+--   events       [{"id"?, "type", "version", "key"?, "data", "headers"?, "switchovers"?: ["<name>", …]}]
+--                switchovers: those to which the calling code has given the calls for this event
+--   switchovers  the same, for each event that has no list of its own
 --   deliver      true: the caller makes the calls itself right after commit; false: the sweeper makes them at once
 -- Gives one row an event, in the order given; stamps: [{"switchover", "consumer", "route", "epoch", "effectKey", "generation"?, "number"?}].
 --
 -- One statement checks all and finds the locks, one writes all: both cost about the same for one event and for ten.
+-- An event is declared for a switchover or it is not; the row's list of types doesn't decide. Code that is older than a type's
+-- place in the list goes on calling by itself, and must get no stamp; code that is newer than it has given the call away, and
+-- must get an error rather than no stamp.
+--
 -- Numbers are drawn in the order given because the sort is below the insert, where the default of seq is computed.
 create function turnout.publish_events(source text, events json, switchovers text[] default '{}', deliver boolean default false)
 returns table (seq text, id uuid, type text, version integer, topic text, key text, occurred_at timestamptz, routes text, stamps jsonb)
@@ -166,7 +174,8 @@ declare
   repeated_id boolean;
   lock_numbers bigint[];
   lock_number bigint;
-  unknown text;
+  declares boolean;
+  undue record;
   this_xid xid8;
 begin
   if publish_events.events is null then
@@ -181,10 +190,11 @@ begin
                                  or (e.headers is not null and turnout.bad_header(e.headers) is not null)),
          count(distinct e.id) < count(e.id),
          array_agg(distinct hashtextextended(r.topic || e'\x1f' || e.key, 7471)
-                   order by hashtextextended(r.topic || e'\x1f' || e.key, 7471)) filter (where r.ordering = 'key')
-    into is_source, bad_place, repeated_id, lock_numbers
-    from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb))
-      with ordinality as e (id, type, version, key, data, headers, place)
+                   order by hashtextextended(r.topic || e'\x1f' || e.key, 7471)) filter (where r.ordering = 'key'),
+         bool_or(cardinality(coalesce(e.switchovers, publish_events.switchovers)) > 0)
+    into is_source, bad_place, repeated_id, lock_numbers, declares
+    from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[]))
+      with ordinality as e (id, type, version, key, data, headers, switchovers, place)
     left join turnout.event_type r on r.name = e.type and r.version = e.version
     left join turnout.topic t on t.name = r.topic;
 
@@ -202,12 +212,19 @@ begin
     raise exception 'One transaction asked for the locks of % keys.', cardinality(lock_numbers)
       using errcode = 'TU006', detail = json_build_object('keys', cardinality(lock_numbers), 'limit', 1000)::text;
   end if;
-  if cardinality(switchovers) > 0 then
-    select d into unknown from unnest(switchovers) d
-      where not exists (select from turnout.switchover s where s.source = publish_events.source and s.name = d) limit 1;
-    if found then
-      raise exception 'Switchover % does not exist in source %.', unknown, publish_events.source
-        using errcode = 'TU002', detail = json_build_object('switchover', unknown, 'source', publish_events.source)::text;
+  if declares then
+    select d.name as switchover, e.type, s.name is not null as known into undue
+      from rows from (json_to_recordset(publish_events.events) as (type text, switchovers text[])) with ordinality as e (type, switchovers, place)
+      cross join unnest(coalesce(e.switchovers, publish_events.switchovers)) as d (name)
+      left join turnout.switchover s on s.source = publish_events.source and s.name = d.name
+      where s.name is null or not e.type = any (s.event_types)
+      order by e.place limit 1;
+    if found and not undue.known then
+      raise exception 'Switchover % does not exist in source %.', undue.switchover, publish_events.source
+        using errcode = 'TU002', detail = json_build_object('switchover', undue.switchover, 'source', publish_events.source)::text;
+    elsif found then
+      raise exception 'Switchover % does not have the event type %.', undue.switchover, undue.type
+        using errcode = 'TU018', detail = json_build_object('switchover', undue.switchover, 'type', undue.type)::text;
     end if;
   end if;
 
@@ -220,7 +237,7 @@ begin
 
   this_xid := pg_current_xact_id();
 
-  if coalesce(cardinality(switchovers), 0) = 0 then
+  if declares is not true then
     return query
       with written as (
         insert into turnout.outbox as o (xid, id, source, topic, aggregatetype, aggregateid, type, version, payload, headers)
@@ -241,16 +258,16 @@ begin
   return query
     with given as materialized (
       select e.place, coalesce(e.id, gen_random_uuid()) as id, e.type, e.version, e.key, e.data, nullif(e.headers, 'null') as headers,
-             r.topic, r.aggregate
-      from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb))
-        with ordinality as e (id, type, version, key, data, headers, place)
+             coalesce(e.switchovers, publish_events.switchovers) as switchovers, r.topic, r.aggregate
+      from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[]))
+        with ordinality as e (id, type, version, key, data, headers, switchovers, place)
       join turnout.event_type r on r.name = e.type and r.version = e.version
     ), planned as materialized (
       select g.place, g.id, g.topic, g.key, s.name as switchover, s.consumer, s.ordering, s.epoch, s.generation,
              turnout.route_for(s.stage, s.percent, s.salt, coalesce(g.key, g.id::text)) as route
       from given g
       join turnout.switchover s
-        on s.source = publish_events.source and s.name = any (switchovers) and g.type = any (s.event_types)
+        on s.source = publish_events.source and s.name = any (g.switchovers)
     ), counted as (
       -- One row a key, however many of its events are published here: the row can be changed only once in a statement.
       insert into turnout.key_number as k (source, consumer, topic, key, generation, number)
@@ -372,7 +389,8 @@ as $$
   limit most
 $$;
 
--- Creates a switchover in stage rpc, or brings the list of its event types up to date. What can't change is refused.
+-- Creates a switchover in stage rpc, or adds event types to it. What can't change is refused, and so is a type left out: code
+-- that runs still gives its calls away, and would get errors for them. The history keeps what was added.
 create function turnout.register_switchover(source text, name text, consumer text, event_types text[], ordering text, reason text)
 returns boolean -- true: created now
 language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
@@ -383,6 +401,8 @@ declare
   shared_topic text;
   unknown text;
   clash text;
+  left_out text;
+  added text;
 begin
   select t into unknown from unnest(event_types) t where not exists (select from turnout.event_type e where e.name = t) limit 1;
   if found then
@@ -415,8 +435,21 @@ begin
         existing.name, existing.consumer, existing.topic, existing.ordering
         using errcode = 'TU010', detail = json_build_object('switchover', existing.name)::text;
     end if;
-    update turnout.switchover s set event_types = register_switchover.event_types
-      where s.source = existing.source and s.name = existing.name and s.event_types <> register_switchover.event_types;
+    select string_agg(t, ', ' order by n) into left_out
+      from unnest(existing.event_types) with ordinality as l (t, n) where not t = any (register_switchover.event_types);
+    if left_out is not null then
+      raise exception 'Switchover % has event types that were left out: %.', existing.name, left_out
+        using errcode = 'TU010', detail = json_build_object('switchover', existing.name, 'types', left_out)::text;
+    end if;
+    select string_agg(t, ', ' order by n) into added
+      from unnest(register_switchover.event_types) with ordinality as l (t, n) where not t = any (existing.event_types);
+    if added is not null then
+      update turnout.switchover s set event_types = register_switchover.event_types
+        where s.source = existing.source and s.name = existing.name;
+      insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason)
+        values (existing.source, existing.name, existing.epoch, existing.stage, existing.stage, existing.percent,
+                concat_ws(' ', nullif(trim(register_switchover.reason), ''), format('(event types added: %s)', added)));
+    end if;
     return false;
   end if;
 

@@ -25,6 +25,11 @@ export const errorKinds = {
     sqlState: 'TU002',
     remedy: 'Create it with `turnout switch <name> rpc` before code that passes it is deployed.',
   },
+  TURNOUT_SWITCHOVER_TYPE_MISSING: {
+    retryable: true,
+    sqlState: 'TU018',
+    remedy: 'Run `turnout switch <name> register` before code that calls for this event type is deployed.',
+  },
   TURNOUT_EVENT_TYPE_UNREGISTERED: {
     retryable: false,
     sqlState: 'TU003',

@@ -17,7 +17,7 @@ export interface PublishedEvent {
   /** As it was stored, and as consumers will read it. */
   readonly data: unknown;
   readonly headers: Readonly<Record<string, string>>;
-  /** One for each switchover that was declared and has the event's type. */
+  /** One for each switchover that was declared for the event's type. */
   readonly stamps: readonly PublishedStamp[];
 }
 
@@ -32,10 +32,17 @@ export interface PublishedStamp {
   readonly turn: Turn | undefined;
 }
 
+/** A switchover as the calling code knows it; its row may know more event types, or fewer. */
+export interface DeclaredSwitchover {
+  readonly name: string;
+  /** Those for which the calling code has given its calls away. */
+  readonly eventTypes: readonly string[];
+}
+
 export interface PublishOptions {
   readonly source: string;
-  /** The switchovers that the calling code has given its calls to; consumers of others get no route. */
-  readonly switchovers: readonly string[];
+  /** What the calling code has given its calls to; consumers of other switchovers get no route, nor do other event types. */
+  readonly switchovers: readonly DeclaredSwitchover[];
   /** Whether the caller makes the calls itself right after the commit; if not, the sweeper makes them at once. */
   readonly deliver: boolean;
 }
@@ -58,7 +65,7 @@ interface StoredStamp extends Omit<PublishedStamp, 'turn'> {
 const publishStatement = `
   select p.seq, p.id::text as id, p.topic, p.key,
          (extract(epoch from p.occurred_at) * 1000)::bigint::text as ms, p.stamps::text as stamps
-  from turnout.publish_events($1, $2::text::json, array(select json_array_elements_text($3::text::json)), $4::text::boolean) p
+  from turnout.publish_events($1, $2::text::json, deliver => $3::text::boolean) p
   order by p.seq::bigint`;
 
 /**
@@ -67,8 +74,8 @@ const publishStatement = `
  *
  * Keyed events are serialised with all others of their key until the transaction ends.
  * Throws TURNOUT_EVENT_DATA_INVALID, TURNOUT_KEY_MISSING, TURNOUT_PAYLOAD_TOO_LARGE (before anything is sent),
- * TURNOUT_SOURCE_UNREGISTERED, TURNOUT_EVENT_TYPE_UNREGISTERED, TURNOUT_SWITCHOVER_UNKNOWN, TURNOUT_TOO_MANY_KEYS,
- * TURNOUT_TRANSACTION_ABORTED.
+ * TURNOUT_SOURCE_UNREGISTERED, TURNOUT_EVENT_TYPE_UNREGISTERED, TURNOUT_SWITCHOVER_UNKNOWN,
+ * TURNOUT_SWITCHOVER_TYPE_MISSING, TURNOUT_TOO_MANY_KEYS, TURNOUT_TRANSACTION_ABORTED.
  *
  * @example
  * const [placed] = await publishEvents(database.within(tx), { source: 'orders', switchovers: [], deliver: false }, [
@@ -82,13 +89,13 @@ export async function publishEvents(
 ): Promise<PublishedEvent[]> {
   const events = await prepareEvents(requests);
   if (events.length === 0) return [];
-  const json = JSON.stringify(events);
-  const rows = await publishRows(tx, [
-    options.source,
-    json,
-    JSON.stringify(options.switchovers),
-    String(options.deliver),
-  ]);
+  const json = JSON.stringify(
+    events.map((event) => {
+      const switchovers = options.switchovers.filter(({ eventTypes }) => eventTypes.includes(event.type));
+      return switchovers.length === 0 ? event : { ...event, switchovers: switchovers.map(({ name }) => name) };
+    }),
+  );
+  const rows = await publishRows(tx, [options.source, json, String(options.deliver)]);
   const stored = JSON.parse(json) as { data: unknown }[];
   return events.map((event, index) => {
     const row = rows[index]!;

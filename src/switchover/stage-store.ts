@@ -5,8 +5,8 @@ import type { SwitchoverDefinition } from './define-switchover.ts';
 import type { Stage } from './stage.ts';
 
 /**
- * Creates a switchover in stage `rpc`, or brings the list of its event types up to date. Gives whether it was created.
- * Throws TURNOUT_SWITCHOVER_INVALID, TURNOUT_EVENT_TYPE_UNREGISTERED.
+ * Creates a switchover in stage `rpc`, or adds to it the event types that it does not have yet; none is ever taken away.
+ * Gives whether it was created. Throws TURNOUT_SWITCHOVER_INVALID, TURNOUT_EVENT_TYPE_UNREGISTERED.
  *
  * @example
  * await registerSwitchover(database, 'orders', confirmation, 'first step');

@@ -1,7 +1,9 @@
 import { afterEach, describe, expect, test } from 'vitest';
 import {
+  defineSwitchover,
   isTurnoutError,
   occurrence,
+  on,
   registerSwitchover,
   rpcSweeper,
   setStage,
@@ -500,6 +502,73 @@ describe('stages', () => {
     } finally {
       older.release();
     }
+  });
+});
+
+describe('a switchover that gets another event type', () => {
+  /** The switchover before and after, and what each call was made for. */
+  async function extended() {
+    const from = await producer();
+    const called: string[] = [];
+    const call = on(OrderPlaced, (event) => {
+      called.push(event.type);
+      return Promise.resolve({ status: 200, headers: { 'turnout-outcome': 'applied' }, body: {} });
+    });
+    const own = { name: 'order-email', consumer: 'email', order: 'key' } as const;
+    const before = defineSwitchover({ ...own, rpc: [call] });
+    const after = defineSwitchover({ ...own, rpc: [call, { ...call, event: OrderChanged }] });
+    await from.register(before);
+    const publisher = (switchover: SwitchoverDefinition) => {
+      const turnout = from.turnout([switchover]);
+      closers.push(() => turnout.close());
+      return (event: typeof OrderPlaced) =>
+        turnout.transaction((tx) => turnout.publish(tx, event, { orderId: 'a', step: 1 }));
+    };
+    return { from, called, before, after, older: publisher(before), newer: publisher(after) };
+  }
+
+  test('new code fails rather than lose calls, until the type is registered', async () => {
+    const { from, called, after, newer } = await extended();
+    await expect(newer(OrderChanged)).rejects.toMatchObject({
+      code: 'TURNOUT_SWITCHOVER_TYPE_MISSING',
+      details: { switchover: 'order-email', type: OrderChanged.name },
+    });
+    expect(await (await newer(OrderPlaced)).reply(after)).toMatchObject({ status: 'done' });
+    await registerSwitchover(from.database, 'orders', after, 'cancellations too');
+    expect(await (await newer(OrderChanged)).reply(after)).toMatchObject({ status: 'done' });
+    expect(called).toEqual([OrderPlaced.name, OrderChanged.name]);
+  });
+
+  test('old code makes its own calls as before, and gets no stamps for them', async () => {
+    const { from, called, before, after, older } = await extended();
+    await registerSwitchover(from.database, 'orders', after, 'cancellations too');
+    const published = await older(OrderChanged);
+    expect(published.stamps).toEqual([]);
+    expect(await (await older(OrderPlaced)).reply(before)).toMatchObject({ status: 'done' });
+    expect(called).toEqual([OrderPlaced.name]);
+    expect(await from.owed()).toEqual([]);
+    // It is seen, and counted against a promotion.
+    expect(await switchoverStatus(from.database, 'orders')).toMatchObject([{ undeclaredEvents: 1 }]);
+    await expect(setStage(from.database, 'orders', after.name, 'event', { reason: 'x' })).rejects.toMatchObject({
+      code: 'TURNOUT_UNDECLARED_PUBLISHERS',
+    });
+  });
+
+  test('keeps those it has, and remembers when it got the others', async () => {
+    const { from, before, after } = await extended();
+    expect(await registerSwitchover(from.database, 'orders', after, 'cancellations too')).toBe(false);
+    expect(await registerSwitchover(from.database, 'orders', after, 'again')).toBe(false);
+    await expect(registerSwitchover(from.database, 'orders', before, 'an older configuration')).rejects.toMatchObject({
+      code: 'TURNOUT_SWITCHOVER_INVALID',
+      message: expect.stringContaining(OrderChanged.name),
+    });
+    expect(await switchoverStatus(from.database, 'orders')).toMatchObject([
+      { eventTypes: [OrderPlaced.name, OrderChanged.name], epoch: 1 },
+    ]);
+    expect(await switchoverHistory(from.database, 'orders', after.name)).toMatchObject([
+      { to: 'rpc', reason: 'test' },
+      { from: 'rpc', to: 'rpc', epoch: 1, reason: `cancellations too (event types added: ${OrderChanged.name})` },
+    ]);
   });
 });
 

@@ -25,13 +25,14 @@ CREATE FUNCTION turnout.closed_outbox_partitions() RETURNS TABLE(name text, lowe
   order by b.bound[2]::bigint
 $$;
 
-CREATE FUNCTION turnout.delete_old_stamps(below_seq bigint, most integer DEFAULT 5000) RETURNS integer
+CREATE FUNCTION turnout.delete_old_stamps(lower_seq bigint, upper_seq bigint, most integer DEFAULT 5000) RETURNS integer
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
   with gone as (
     delete from turnout.stamp s
-    where s.ctid = any (array(select o.ctid from turnout.stamp o where o.seq < below_seq limit most)) returning 1
+    where s.ctid = any (array(select o.ctid from turnout.stamp o
+                              where o.seq >= delete_old_stamps.lower_seq and o.seq < delete_old_stamps.upper_seq limit most)) returning 1
   )
   select count(*)::integer from gone
 $$;
@@ -126,48 +127,33 @@ CREATE FUNCTION turnout.empty_outbox_partition(name text, retention interval) RE
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     SET lock_timeout TO '100ms'
-    AS $_$
+    AS $$
 #variable_conflict use_column
 declare
   range record;
-  newest_at timestamptz;
-  finished pg_snapshot;
-  pending boolean;
+  need text;
 begin
   select p.lower_seq, p.upper_seq into range from turnout.closed_outbox_partitions() p where p.name = empty_outbox_partition.name;
   if not found then
     raise exception '% is not a closed partition of turnout.outbox.', empty_outbox_partition.name;
+  end if;
+  need := turnout.need_of_outbox_partition(empty_outbox_partition.name, range.lower_seq, range.upper_seq, retention);
+  if need is not null then
+    return need;
   end if;
   begin
     execute format('lock table only turnout.%I in access exclusive mode', empty_outbox_partition.name);
   exception when lock_not_available then
     return 'busy';
   end;
-  execute format('select o.occurred_at from turnout.%I o order by o.xid desc limit 1', empty_outbox_partition.name) into newest_at;
-  if newest_at is null then
-    return 'empty';
-  end if;
-  if newest_at > clock_timestamp() - retention then
-    return 'young';
-  end if;
-  -- Its rows must be visible in the `lo` of every shard's newest tick, which is the oldest that may still be replayed.
-  if not exists (select from turnout.relay_tick) then
-    return 'unpublished';
-  end if;
-  for finished in select distinct on (t.shard) t.lo from turnout.relay_tick t order by t.shard, t.tick desc loop
-    execute format('select exists (select from turnout.%I o where o.xid >= pg_snapshot_xmin($1) and not pg_visible_in_snapshot(o.xid, $1))',
-                   empty_outbox_partition.name) into pending using finished;
-    if pending then
-      return 'unpublished';
-    end if;
-  end loop;
-  if exists (select from turnout.rpc_delivery d where d.seq >= range.lower_seq and d.seq < range.upper_seq) then
-    return 'owed';
+  need := turnout.need_of_outbox_partition(empty_outbox_partition.name, range.lower_seq, range.upper_seq, retention);
+  if need is not null then
+    return need;
   end if;
   execute format('truncate only turnout.%I', empty_outbox_partition.name);
   return 'emptied';
 end
-$_$;
+$$;
 
 CREATE FUNCTION turnout.enter_inbox(consumer text, effect_key text, occurred_at timestamp with time zone, source text, topic text, key text, ordered boolean, wait boolean, retention_ms bigint, lease_ms bigint) RETURNS TABLE(locked boolean, too_old boolean, gate_generation integer, gate_number text, gate_halted text, known_outcome text, known_event_id text, known_request_hash text, known_answer text, known_attempts integer, known_lease_over boolean)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -312,6 +298,42 @@ CREATE FUNCTION turnout.missing_events(consumer text, source text, topic text, k
   limit most
 $_$;
 
+CREATE FUNCTION turnout.need_of_outbox_partition(name text, lower_seq bigint, upper_seq bigint, retention interval) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+declare
+  newest_at timestamptz;
+  finished pg_snapshot;
+  pending boolean;
+begin
+  execute format('select o.occurred_at from turnout.%I o order by o.xid desc limit 1', need_of_outbox_partition.name) into newest_at;
+  if newest_at is null then
+    return 'empty';
+  end if;
+  if newest_at > clock_timestamp() - retention then
+    return 'young';
+  end if;
+  -- Its rows must be visible in the `lo` of every shard's newest tick, which is the oldest that may still be replayed.
+  if not exists (select from turnout.relay_tick) then
+    return 'unpublished';
+  end if;
+  for finished in select distinct on (t.shard) t.lo from turnout.relay_tick t order by t.shard, t.tick desc loop
+    execute format('select exists (select from turnout.%I o where o.xid >= pg_snapshot_xmin($1) and not pg_visible_in_snapshot(o.xid, $1))',
+                   need_of_outbox_partition.name) into pending using finished;
+    if pending then
+      return 'unpublished';
+    end if;
+  end loop;
+  if exists (select from turnout.rpc_delivery d
+             where d.seq >= need_of_outbox_partition.lower_seq and d.seq < need_of_outbox_partition.upper_seq) then
+    return 'owed';
+  end if;
+  return null;
+end
+$_$;
+
 CREATE FUNCTION turnout.publish(source text, type text, version integer, key text, data json, headers jsonb DEFAULT NULL::jsonb, switchovers text[] DEFAULT '{}'::text[], id uuid DEFAULT gen_random_uuid()) RETURNS uuid
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -334,7 +356,8 @@ declare
   repeated_id boolean;
   lock_numbers bigint[];
   lock_number bigint;
-  unknown text;
+  declares boolean;
+  undue record;
   this_xid xid8;
 begin
   if publish_events.events is null then
@@ -349,10 +372,11 @@ begin
                                  or (e.headers is not null and turnout.bad_header(e.headers) is not null)),
          count(distinct e.id) < count(e.id),
          array_agg(distinct hashtextextended(r.topic || e'\x1f' || e.key, 7471)
-                   order by hashtextextended(r.topic || e'\x1f' || e.key, 7471)) filter (where r.ordering = 'key')
-    into is_source, bad_place, repeated_id, lock_numbers
-    from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb))
-      with ordinality as e (id, type, version, key, data, headers, place)
+                   order by hashtextextended(r.topic || e'\x1f' || e.key, 7471)) filter (where r.ordering = 'key'),
+         bool_or(cardinality(coalesce(e.switchovers, publish_events.switchovers)) > 0)
+    into is_source, bad_place, repeated_id, lock_numbers, declares
+    from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[]))
+      with ordinality as e (id, type, version, key, data, headers, switchovers, place)
     left join turnout.event_type r on r.name = e.type and r.version = e.version
     left join turnout.topic t on t.name = r.topic;
 
@@ -370,12 +394,19 @@ begin
     raise exception 'One transaction asked for the locks of % keys.', cardinality(lock_numbers)
       using errcode = 'TU006', detail = json_build_object('keys', cardinality(lock_numbers), 'limit', 1000)::text;
   end if;
-  if cardinality(switchovers) > 0 then
-    select d into unknown from unnest(switchovers) d
-      where not exists (select from turnout.switchover s where s.source = publish_events.source and s.name = d) limit 1;
-    if found then
-      raise exception 'Switchover % does not exist in source %.', unknown, publish_events.source
-        using errcode = 'TU002', detail = json_build_object('switchover', unknown, 'source', publish_events.source)::text;
+  if declares then
+    select d.name as switchover, e.type, s.name is not null as known into undue
+      from rows from (json_to_recordset(publish_events.events) as (type text, switchovers text[])) with ordinality as e (type, switchovers, place)
+      cross join unnest(coalesce(e.switchovers, publish_events.switchovers)) as d (name)
+      left join turnout.switchover s on s.source = publish_events.source and s.name = d.name
+      where s.name is null or not e.type = any (s.event_types)
+      order by e.place limit 1;
+    if found and not undue.known then
+      raise exception 'Switchover % does not exist in source %.', undue.switchover, publish_events.source
+        using errcode = 'TU002', detail = json_build_object('switchover', undue.switchover, 'source', publish_events.source)::text;
+    elsif found then
+      raise exception 'Switchover % does not have the event type %.', undue.switchover, undue.type
+        using errcode = 'TU018', detail = json_build_object('switchover', undue.switchover, 'type', undue.type)::text;
     end if;
   end if;
 
@@ -388,7 +419,7 @@ begin
 
   this_xid := pg_current_xact_id();
 
-  if coalesce(cardinality(switchovers), 0) = 0 then
+  if declares is not true then
     return query
       with written as (
         insert into turnout.outbox as o (xid, id, source, topic, aggregatetype, aggregateid, type, version, payload, headers)
@@ -409,16 +440,16 @@ begin
   return query
     with given as materialized (
       select e.place, coalesce(e.id, gen_random_uuid()) as id, e.type, e.version, e.key, e.data, nullif(e.headers, 'null') as headers,
-             r.topic, r.aggregate
-      from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb))
-        with ordinality as e (id, type, version, key, data, headers, place)
+             coalesce(e.switchovers, publish_events.switchovers) as switchovers, r.topic, r.aggregate
+      from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[]))
+        with ordinality as e (id, type, version, key, data, headers, switchovers, place)
       join turnout.event_type r on r.name = e.type and r.version = e.version
     ), planned as materialized (
       select g.place, g.id, g.topic, g.key, s.name as switchover, s.consumer, s.ordering, s.epoch, s.generation,
              turnout.route_for(s.stage, s.percent, s.salt, coalesce(g.key, g.id::text)) as route
       from given g
       join turnout.switchover s
-        on s.source = publish_events.source and s.name = any (switchovers) and g.type = any (s.event_types)
+        on s.source = publish_events.source and s.name = any (g.switchovers)
     ), counted as (
       -- One row a key, however many of its events are published here: the row can be changed only once in a statement.
       insert into turnout.key_number as k (source, consumer, topic, key, generation, number)
@@ -609,6 +640,8 @@ declare
   shared_topic text;
   unknown text;
   clash text;
+  left_out text;
+  added text;
 begin
   select t into unknown from unnest(event_types) t where not exists (select from turnout.event_type e where e.name = t) limit 1;
   if found then
@@ -641,8 +674,21 @@ begin
         existing.name, existing.consumer, existing.topic, existing.ordering
         using errcode = 'TU010', detail = json_build_object('switchover', existing.name)::text;
     end if;
-    update turnout.switchover s set event_types = register_switchover.event_types
-      where s.source = existing.source and s.name = existing.name and s.event_types <> register_switchover.event_types;
+    select string_agg(t, ', ' order by n) into left_out
+      from unnest(existing.event_types) with ordinality as l (t, n) where not t = any (register_switchover.event_types);
+    if left_out is not null then
+      raise exception 'Switchover % has event types that were left out: %.', existing.name, left_out
+        using errcode = 'TU010', detail = json_build_object('switchover', existing.name, 'types', left_out)::text;
+    end if;
+    select string_agg(t, ', ' order by n) into added
+      from unnest(register_switchover.event_types) with ordinality as l (t, n) where not t = any (existing.event_types);
+    if added is not null then
+      update turnout.switchover s set event_types = register_switchover.event_types
+        where s.source = existing.source and s.name = existing.name;
+      insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason)
+        values (existing.source, existing.name, existing.epoch, existing.stage, existing.stage, existing.percent,
+                concat_ws(' ', nullif(trim(register_switchover.reason), ''), format('(event types added: %s)', added)));
+    end if;
     return false;
   end if;
 
@@ -1189,6 +1235,8 @@ CREATE INDEX outbox_xid ON ONLY turnout.outbox USING btree (xid);
 CREATE INDEX rpc_delivery_due ON turnout.rpc_delivery USING btree (due_at NULLS FIRST);
 
 CREATE INDEX rpc_delivery_key ON turnout.rpc_delivery USING btree (consumer, source, topic, key, number) WHERE (number IS NOT NULL);
+
+CREATE INDEX rpc_delivery_seq ON turnout.rpc_delivery USING btree (seq);
 
 CREATE UNIQUE INDEX switchover_ordered ON turnout.switchover USING btree (source, consumer, topic) WHERE (ordering = 'key'::text);
 
