@@ -13,31 +13,18 @@ as $$
   order by b.bound[2]::bigint
 $$;
 
--- Empties one closed partition, if nothing needs it any more. Returns what happened:
--- 'emptied' | 'empty' already | 'young' | 'busy': somebody writes or reads it | 'unpublished' | 'owed': calls still need its events.
--- The lock comes first: a transaction that has drawn a number of this partition has then ended, or waits and inserts
--- afterwards into a partition that is still there. Looking first and truncating later would lose its event.
-create function turnout.empty_outbox_partition(name text, retention interval)
+-- Why a closed partition stays as it is: 'empty' | 'young' | 'unpublished' | 'owed': calls still need its events; null if nothing does.
+create function turnout.need_of_outbox_partition(name text, lower_seq bigint, upper_seq bigint, retention interval)
 returns text
-language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp set lock_timeout = '100ms'
+language plpgsql volatile set search_path = pg_catalog, turnout, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  range record;
   newest_at timestamptz;
   finished pg_snapshot;
   pending boolean;
 begin
-  select p.lower_seq, p.upper_seq into range from turnout.closed_outbox_partitions() p where p.name = empty_outbox_partition.name;
-  if not found then
-    raise exception '% is not a closed partition of turnout.outbox.', empty_outbox_partition.name;
-  end if;
-  begin
-    execute format('lock table only turnout.%I in access exclusive mode', empty_outbox_partition.name);
-  exception when lock_not_available then
-    return 'busy';
-  end;
-  execute format('select o.occurred_at from turnout.%I o order by o.xid desc limit 1', empty_outbox_partition.name) into newest_at;
+  execute format('select o.occurred_at from turnout.%I o order by o.xid desc limit 1', need_of_outbox_partition.name) into newest_at;
   if newest_at is null then
     return 'empty';
   end if;
@@ -50,13 +37,53 @@ begin
   end if;
   for finished in select distinct on (t.shard) t.lo from turnout.relay_tick t order by t.shard, t.tick desc loop
     execute format('select exists (select from turnout.%I o where o.xid >= pg_snapshot_xmin($1) and not pg_visible_in_snapshot(o.xid, $1))',
-                   empty_outbox_partition.name) into pending using finished;
+                   need_of_outbox_partition.name) into pending using finished;
     if pending then
       return 'unpublished';
     end if;
   end loop;
-  if exists (select from turnout.rpc_delivery d where d.seq >= range.lower_seq and d.seq < range.upper_seq) then
+  if exists (select from turnout.rpc_delivery d
+             where d.seq >= need_of_outbox_partition.lower_seq and d.seq < need_of_outbox_partition.upper_seq) then
     return 'owed';
+  end if;
+  return null;
+end
+$$;
+
+-- Empties one closed partition, if nothing needs it any more. Returns what happened:
+-- 'emptied', 'busy': somebody writes or reads it, or why it stays: 'empty' | 'young' | 'unpublished' | 'owed'.
+-- It looks first without the lock, since waiting for that holds up whoever comes after; and again under it: a transaction
+-- that has drawn a number of this partition has then ended, or waits and inserts afterwards into a partition that is still
+-- there. Looking only before would lose its event.
+create function turnout.empty_outbox_partition(name text, retention interval)
+returns text
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_column
+declare
+  range record;
+  need text;
+begin
+  -- With a snapshot of before the lock, what was committed while it was waited for would be lost.
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'The outbox is kept in transactions that are read committed, not %.', current_setting('transaction_isolation');
+  end if;
+  select p.lower_seq, p.upper_seq into range from turnout.closed_outbox_partitions() p where p.name = empty_outbox_partition.name;
+  if not found then
+    raise exception '% is not a closed partition of turnout.outbox.', empty_outbox_partition.name;
+  end if;
+  need := turnout.need_of_outbox_partition(empty_outbox_partition.name, range.lower_seq, range.upper_seq, retention);
+  if need is not null then
+    return need;
+  end if;
+  begin
+    execute format('lock table only turnout.%I in access exclusive mode', empty_outbox_partition.name);
+  exception when lock_not_available then
+    return 'busy';
+  end;
+  need := turnout.need_of_outbox_partition(empty_outbox_partition.name, range.lower_seq, range.upper_seq, retention);
+  if need is not null then
+    return need;
   end if;
   execute format('truncate only turnout.%I', empty_outbox_partition.name);
   return 'emptied';
@@ -74,6 +101,10 @@ declare
   name text;
   filled boolean;
 begin
+  -- As above.
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'The outbox is kept in transactions that are read committed, not %.', current_setting('transaction_isolation');
+  end if;
   for name in select p.name from turnout.closed_outbox_partitions() p loop
     execute format('select exists (select from turnout.%I)', name) into filled;
     if not filled then
@@ -117,15 +148,17 @@ as $$
   select count(*)::integer from gone
 $$;
 
--- Deletes at most so many stamps of events that are no longer in the outbox. Returns how many went.
+-- Deletes at most so many stamps of one partition that was emptied. Returns how many went.
+-- Not of all below it: an older partition may have stayed, because calls need its events, and they are found by their stamps.
 -- Stamps are only appended, so the oldest are met first and a batch is small work.
-create function turnout.delete_old_stamps(below_seq bigint, most integer default 5000)
+create function turnout.delete_old_stamps(lower_seq bigint, upper_seq bigint, most integer default 5000)
 returns integer
 language sql volatile security definer set search_path = pg_catalog, turnout, pg_temp
 as $$
   with gone as (
     delete from turnout.stamp s
-    where s.ctid = any (array(select o.ctid from turnout.stamp o where o.seq < below_seq limit most)) returning 1
+    where s.ctid = any (array(select o.ctid from turnout.stamp o
+                              where o.seq >= delete_old_stamps.lower_seq and o.seq < delete_old_stamps.upper_seq limit most)) returning 1
   )
   select count(*)::integer from gone
 $$;

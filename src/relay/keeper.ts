@@ -30,22 +30,22 @@ export function outboxKeeper(options: OutboxKeeperOptions): Service {
   const { database, retentionMs = 7 * 24 * 3_600_000, everyMs = 30_000, logger = jsonLogger } = options;
 
   return service('outbox keeper', async (signal, ready) => {
-    // Emptied or seen empty: not locked again at every round.
-    const emptied = new Set<string>();
+    // Empty partitions whose stamps are gone too: looking for those at every round would be a scan each time.
+    const swept = new Set<string>();
     let lastDrop = Number.NEGATIVE_INFINITY;
     for (;;) {
       try {
         await makePartitions(database, logger);
         ready();
         if (signal.aborted) return;
-        await emptyPartitions(database, retentionMs, emptied, logger, signal);
+        await emptyPartitions(database, retentionMs, swept, logger, signal);
         await inBatches(
           database,
           'select turnout.delete_old_ticks($1::interval, $2::integer)::text as n',
           [tickRetention],
           signal,
         );
-        if (emptied.size > 0 && performance.now() - lastDrop >= dropEveryMs) {
+        if (swept.size > 0 && performance.now() - lastDrop >= dropEveryMs) {
           lastDrop = performance.now();
           await database.query('select turnout.drop_empty_outbox_partitions()::text');
         }
@@ -67,35 +67,31 @@ async function makePartitions(database: Database, logger: Logger): Promise<void>
 async function emptyPartitions(
   database: Database,
   retentionMs: number,
-  emptied: Set<string>,
+  swept: Set<string>,
   logger: Logger,
   signal: AbortSignal,
 ): Promise<void> {
-  const { rows } = await database.query<{ name: string; upper: string }>(
-    'select p.name, p.upper_seq::text as upper from turnout.closed_outbox_partitions() p',
+  const { rows } = await database.query<{ name: string; lower: string; upper: string }>(
+    'select p.name, p.lower_seq::text as lower, p.upper_seq::text as upper from turnout.closed_outbox_partitions() p',
   );
-  for (const { name, upper } of rows) {
+  for (const { name, lower, upper } of rows) {
     if (signal.aborted) return;
-    if (emptied.has(name)) continue;
     const outcome = await emptyPartition(database, name, retentionMs);
-    if (outcome === 'emptied' || outcome === 'empty') {
-      emptied.add(name);
-      await inBatches(
-        database,
-        'select turnout.delete_old_stamps($1::bigint, $2::integer)::text as n',
-        [upper],
-        signal,
-      );
-    }
-    if (outcome === 'emptied') logger.info('A partition of the outbox was emptied.', { partition: name });
+    // Partitions come in order: the ones after a young one are younger. Waiting for a lock holds up whoever comes after,
+    // so a round does it once.
+    if (outcome === 'young' || outcome === 'busy') return;
+    const partition = { partition: name };
+    if (outcome === 'emptied') logger.info('A partition of the outbox was emptied.', partition);
     if (outcome === 'owed')
-      logger.warn('A partition of the outbox is older than retention and calls are still owed for its events.', {
-        partition: name,
-      });
+      logger.warn(
+        'A partition of the outbox is older than retention and calls are still owed for its events.',
+        partition,
+      );
     if (outcome === 'unpublished')
-      logger.warn('A partition of the outbox is older than retention and not published.', { partition: name });
-    // Partitions come in order: the ones after a young one are younger.
-    if (outcome === 'young') return;
+      logger.warn('A partition of the outbox is older than retention and not published.', partition);
+    if (outcome !== 'emptied' && (outcome !== 'empty' || swept.has(name))) continue;
+    const deleteStamps = 'select turnout.delete_old_stamps($1::bigint, $2::bigint, $3::integer)::text as n';
+    if (await inBatches(database, deleteStamps, [lower, upper], signal)) swept.add(name);
   }
 }
 
@@ -107,10 +103,16 @@ async function emptyPartition(database: Database, name: string, retentionMs: num
   return rows[0]?.outcome ?? '';
 }
 
-/** Until a batch is not full: unbounded deletes bloat and lock what everybody else needs. */
-async function inBatches(database: Database, statement: string, values: unknown[], signal: AbortSignal): Promise<void> {
+/** Until a batch is not full: unbounded deletes bloat and lock what everybody else needs. Gives false if it was stopped. */
+async function inBatches(
+  database: Database,
+  statement: string,
+  values: unknown[],
+  signal: AbortSignal,
+): Promise<boolean> {
   while (!signal.aborted) {
     const { rows } = await database.query<{ n: string }>(statement, [...values, deletedAtOnce]);
-    if (Number(rows[0]?.n ?? 0) < deletedAtOnce) return;
+    if (Number(rows[0]?.n ?? 0) < deletedAtOnce) return true;
   }
+  return false;
 }

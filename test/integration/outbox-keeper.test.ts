@@ -1,8 +1,9 @@
 import type { Pool } from 'pg';
 import { afterEach, describe, expect, test } from 'vitest';
 import { pgDatabase } from '../../adapters/pg/index.ts';
+import type { Database } from '../../src/database/index.ts';
 import type { Service } from '../../src/lifecycle/index.ts';
-import { createRelay, outboxKeeper } from '../../src/relay/index.ts';
+import { createRelay, outboxKeeper, type OutboxKeeperOptions } from '../../src/relay/index.ts';
 import { inMemoryBroker } from '../../src/testing/index.ts';
 import { waitFor } from '../support/index.ts';
 import { producerTemplate } from '../support/producer.ts';
@@ -55,11 +56,20 @@ async function producer(options: { published?: boolean } = {}) {
   };
 }
 
-function keeperOf(pool: Pool, more: { retentionMs?: number; everyMs?: number } = {}) {
+async function owe(pool: Pool, seq: number): Promise<void> {
+  await pool.query(`select turnout.register_switchover('orders', 'mail', 'mailer', '{orders.placed}', 'none', 'test')`);
+  await pool.query(
+    `insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, epoch)
+     values ('mailer.1', 'orders', 'mail', 0, 'mailer', gen_random_uuid(), $1, pg_current_xact_id(), 'orders', 1)`,
+    [seq],
+  );
+}
+
+function keeperOf(on: Pool | Database, more: Omit<OutboxKeeperOptions, 'database'> = {}) {
   const log: string[] = [];
   const note = (message: string): void => void log.push(message);
   const keeper = outboxKeeper({
-    database: pgDatabase(pool),
+    database: 'transaction' in on ? on : pgDatabase(on),
     everyMs: 20,
     logger: { info: note, warn: note, error: note },
     ...more,
@@ -103,16 +113,72 @@ describe('a closed partition', () => {
 
   test('is left alone while a call is owed for one of its events', async () => {
     const { pool, empty, rows } = await producer();
-    await pool.query(
-      `select turnout.register_switchover('orders', 'mail', 'mailer', '{orders.placed}', 'none', 'test')`,
-    );
-    await pool.query(`
-      insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, epoch)
-      values ('mailer.1', 'orders', 'mail', 0, 'mailer', gen_random_uuid(), 3, pg_current_xact_id(), 'orders', 1)`);
+    await owe(pool, 3);
     expect(await empty()).toBe('owed');
     expect(await rows(first)).toBe(10);
     await pool.query('delete from turnout.rpc_delivery');
     expect(await empty()).toBe('emptied');
+  });
+
+  test('is not locked to find out that it stays', async () => {
+    const { pool, publish, empty } = await producer();
+    await pool.query(`select setval('turnout.outbox_seq_seq', 20)`);
+    const busy = await pool.connect();
+    await busy.query('begin');
+    await publish(busy);
+    await pool.query(`select setval('turnout.outbox_seq_seq', 1500000)`);
+    expect(await empty('1 hour')).toBe('young');
+    await owe(pool, 3);
+    expect(await empty()).toBe('owed');
+    await pool.query('delete from turnout.relay_tick');
+    expect(await empty()).toBe('unpublished');
+    await busy.query('rollback');
+    busy.release();
+  });
+
+  test('is looked at again under the lock', async () => {
+    const { pool, publish, empty, rows } = await producer();
+    const commitWhileItWaits = async (): Promise<string> => {
+      await pool.query(`select setval('turnout.outbox_seq_seq', 20)`);
+      const late = await pool.connect();
+      await late.query('begin');
+      await publish(late);
+      await pool.query(`select setval('turnout.outbox_seq_seq', 1500000)`);
+      let ended = false;
+      const outcome = empty().finally(() => (ended = true));
+      await waitFor(async () => {
+        const { rowCount } = await late.query(
+          `select from pg_locks where relation = $1::regclass and mode = 'AccessExclusiveLock' and not granted`,
+          [`turnout.${first}`],
+        );
+        return rowCount === 1 || ended;
+      });
+      await late.query('commit');
+      late.release();
+      return outcome;
+    };
+    // It waits for a tenth of a second, in which a slow machine may not get to the commit.
+    let outcome = await commitWhileItWaits();
+    for (let attempt = 1; outcome === 'busy' && attempt < 10; attempt++) {
+      await pool.query(`delete from turnout.${first} where seq > 10`);
+      outcome = await commitWhileItWaits();
+    }
+    expect(outcome).toBe('unpublished');
+    expect(await rows(first)).toBe(11);
+  });
+
+  test('is not emptied in a transaction that can not see what came last', async () => {
+    const { pool } = await producer();
+    const client = await pool.connect();
+    for (const statement of [
+      `select turnout.empty_outbox_partition('${first}', '0')`,
+      'select turnout.drop_empty_outbox_partitions()',
+    ]) {
+      await client.query('begin isolation level repeatable read');
+      await expect(client.query(statement)).rejects.toThrow(/read committed/);
+      await client.query('rollback');
+    }
+    client.release();
   });
 
   test('loses no event of a transaction that has drawn its number there and commits late', async () => {
@@ -167,6 +233,89 @@ describe('the keeper', () => {
     const { keeper } = keeperOf(pool);
     await keeper.start();
     expect(await upper()).toBe(before + 4);
+  });
+
+  test('keeps the stamps of a partition that stays, and deletes those of one that does not', async () => {
+    const { pool, relay } = await producer();
+    await pool.query(
+      `select turnout.register_switchover('orders', 'mail', 'mailer', '{orders.placed}', 'key', 'test')`,
+    );
+    const stamp = async (key: string, lastSeq: number): Promise<void> => {
+      await pool.query(`select setval('turnout.outbox_seq_seq', $1)`, [lastSeq]);
+      await pool.query(
+        `select turnout.publish('orders', 'orders.placed', 1, $1, '{}', switchovers => '{mail}') from generate_series(1, 3)`,
+        [key],
+      );
+    };
+    await stamp('a', 20);
+    await stamp('b', 1_500_000);
+    await stamp('c', 2_500_000);
+    await pool.query(`delete from turnout.rpc_delivery where key = 'b' or number > 1`);
+    await relay.start();
+    await waitFor(() => relay.counts().published === 19);
+    await relay.stop();
+
+    const { keeper, log } = keeperOf(pool, { retentionMs: 0 });
+    await keeper.start();
+    const keys = async (): Promise<string[]> =>
+      (await pool.query<{ key: string }>('select distinct s.key from turnout.stamp s order by s.key')).rows.map(
+        (row) => row.key,
+      );
+    await waitFor(async () => !(await keys()).includes('b'));
+    expect(log.some((line) => line.includes('still owed'))).toBe(true);
+    expect(await keys()).toEqual(['a', 'c']);
+    const { rows } = await pool.query(
+      `select m.number::integer from turnout.missing_events('mailer', 'orders', 'orders', 'a', 1, 0, 3, 10) m order by m.number`,
+    );
+    expect(rows).toEqual([{ number: 1 }, { number: 2 }]);
+  });
+
+  test('empties a partition again that it has seen empty', async () => {
+    const { pool, relay, publish, kept } = await producer();
+    const { keeper, log } = keeperOf(pool, { retentionMs: 0 });
+    const emptied = (): number => log.filter((line) => line.includes('emptied')).length;
+    // So that it can't be dropped.
+    const reader = await pool.connect();
+    await reader.query('begin');
+    await reader.query('lock table only turnout.outbox in access share mode');
+    await keeper.start();
+    await waitFor(() => emptied() === 1);
+    await pool.query(`select setval('turnout.outbox_seq_seq', 20)`);
+    await publish();
+    await pool.query(`select setval('turnout.outbox_seq_seq', 1500000)`);
+    await relay.start();
+    await waitFor(async () => (await kept()) === 0);
+    await waitFor(() => emptied() === 2);
+    await reader.query('rollback');
+    reader.release();
+  });
+
+  test('waits for a lock once in a round', async () => {
+    const { pool, relay, publish } = await producer();
+    await publish();
+    await relay.start();
+    await waitFor(() => relay.counts().published === 11);
+    await relay.stop();
+    await pool.query(`select setval('turnout.outbox_seq_seq', 2500000)`);
+    const reader = await pool.connect();
+    await reader.query('begin');
+    await reader.query('select count(*) from turnout.outbox');
+
+    const statements: string[] = [];
+    const own = pgDatabase(pool);
+    const recorded: Database = {
+      ...own,
+      query: (text, values) => {
+        statements.push(text);
+        return own.query(text, values);
+      },
+    };
+    const { keeper } = keeperOf(recorded, { retentionMs: 0, everyMs: 60_000 });
+    await keeper.start();
+    await waitFor(() => statements.some((text) => text.includes('delete_old_ticks')));
+    expect(statements.filter((text) => text.includes('empty_outbox_partition'))).toHaveLength(1);
+    await reader.query('rollback');
+    reader.release();
   });
 
   test('deletes old ticks, and the relay goes on counting', async () => {

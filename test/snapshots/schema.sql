@@ -61,6 +61,10 @@ declare
   name text;
   filled boolean;
 begin
+  -- As above.
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'The outbox is kept in transactions that are read committed, not %.', current_setting('transaction_isolation');
+  end if;
   for name in select p.name from turnout.closed_outbox_partitions() p loop
     execute format('select exists (select from turnout.%I)', name) into filled;
     if not filled then
@@ -133,6 +137,10 @@ declare
   range record;
   need text;
 begin
+  -- With a snapshot of before the lock, what was committed while it was waited for would be lost.
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'The outbox is kept in transactions that are read committed, not %.', current_setting('transaction_isolation');
+  end if;
   select p.lower_seq, p.upper_seq into range from turnout.closed_outbox_partitions() p where p.name = empty_outbox_partition.name;
   if not found then
     raise exception '% is not a closed partition of turnout.outbox.', empty_outbox_partition.name;
@@ -155,9 +163,10 @@ begin
 end
 $$;
 
-CREATE FUNCTION turnout.enter_inbox(consumer text, effect_key text, occurred_at timestamp with time zone, source text, topic text, key text, ordered boolean, wait boolean, retention_ms bigint, lease_ms bigint) RETURNS TABLE(locked boolean, too_old boolean, gate_generation integer, gate_number text, gate_halted text, known_outcome text, known_event_id text, known_request_hash text, known_answer text, known_attempts integer, known_lease_over boolean)
+CREATE FUNCTION turnout.enter_inbox(consumer text, effect_key text, occurred_at timestamp with time zone, source text, topic text, key text, ordered boolean, wait boolean, retention_ms bigint, lease_ms bigint) RETURNS TABLE(locked boolean, too_old boolean, gate_generation integer, gate_number text, gate_halted text, known_outcome text, known_event_id text, known_request_hash text, known_answer text, known_attempts integer, known_lease_over boolean, known_failed boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '1s'
     AS $$
 #variable_conflict use_column
 declare
@@ -165,11 +174,15 @@ declare
     case when ordered then concat_ws(e'\x1f', 'key', enter_inbox.consumer, enter_inbox.source, enter_inbox.topic, enter_inbox.key)
          else concat_ws(e'\x1f', 'effect', enter_inbox.consumer, enter_inbox.effect_key) end, 7472);
 begin
-  locked := true;
-  if wait then
-    perform pg_advisory_xact_lock(lock_number);
-  elsif not pg_try_advisory_xact_lock(lock_number) then
-    locked := false;
+  locked := pg_try_advisory_xact_lock(lock_number);
+  if not locked and wait then
+    begin
+      perform pg_advisory_xact_lock(lock_number);
+      locked := true;
+    exception when lock_not_available then
+    end;
+  end if;
+  if not locked then
     return next;
     return;
   end if;
@@ -180,8 +193,9 @@ begin
       where g.consumer = enter_inbox.consumer and g.source = enter_inbox.source and g.topic = enter_inbox.topic and g.key = enter_inbox.key;
   end if;
   select i.outcome, i.event_id::text, i.request_hash, i.answer::text, i.attempts,
-         i.finished_at < clock_timestamp() - make_interval(secs => lease_ms / 1000.0)
-    into known_outcome, known_event_id, known_request_hash, known_answer, known_attempts, known_lease_over
+         i.finished_at < clock_timestamp() - make_interval(secs => lease_ms / 1000.0),
+         i.outcome = 'running' and i.reason is not null
+    into known_outcome, known_event_id, known_request_hash, known_answer, known_attempts, known_lease_over, known_failed
     from turnout.inbox i
     where i.consumer = enter_inbox.consumer and i.effect_key = enter_inbox.effect_key
       and i.occurred_at >= enter_inbox.occurred_at - interval '1 day' and i.occurred_at <= enter_inbox.occurred_at + interval '1 day'
@@ -845,8 +859,11 @@ begin
   end if;
   happened := (headers ->> 'ce_time')::timestamptz;
   perform turnout.make_inbox_partition(happened);
-  perform turnout.enter_inbox(parked.consumer, parked.effect_key, happened, parked.source, parked.topic, parked.key,
-                              parked.number is not null, true, 0, 0);
+  perform from turnout.enter_inbox(parked.consumer, parked.effect_key, happened, parked.source, parked.topic, parked.key,
+                                   parked.number is not null, true, 0, 0) e where e.locked;
+  if not found then
+    raise exception 'The effect % is being applied just now; try again.', parked.effect_key using errcode = 'lock_not_available';
+  end if;
   -- Under the lock: a call may have brought the effect meanwhile.
   perform from turnout.held h where h.id = parked.id and h.reason = 'parked' for update;
   if not found then
@@ -904,7 +921,8 @@ CREATE TABLE turnout.assignment (
     owner text,
     assigned_at timestamp with time zone,
     begun_offset bigint,
-    begun integer DEFAULT 0 NOT NULL
+    begun integer DEFAULT 0 NOT NULL,
+    failed integer DEFAULT 0 NOT NULL
 )
 WITH (fillfactor='70');
 
