@@ -39,8 +39,7 @@ export function observe(
   takeoverMs: number,
 ): { watch: Watch; takeOver: boolean } {
   const { tick, holder, statement } = seen;
-  const same =
-    watch !== undefined && watch.tick === tick && watch.holder === holder && watch.statement === statement;
+  const same = watch !== undefined && watch.tick === tick && watch.holder === holder && watch.statement === statement;
   if (!same || seen.running || !seen.work || holder === undefined) {
     return { watch: { tick, holder, statement, sinceMs: seen.atMs }, takeOver: false };
   }

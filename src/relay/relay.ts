@@ -24,6 +24,8 @@ import { createChain } from './chain.ts';
 import type { Chain } from './chain.ts';
 import { checkRewound, checkSequence, checkTopics, loadCatalogue } from './checks.ts';
 import type { Catalogue } from './checks.ts';
+import { keepAlive } from './heartbeat.ts';
+import type { LiveSession } from './heartbeat.ts';
 import { becomeLeader } from './leadership.ts';
 import { toBatches } from './messages.ts';
 import { createCounter, inGenerations } from './numbers.ts';
@@ -98,7 +100,7 @@ const retry: RetryPolicy = { attempts: Number.POSITIVE_INFINITY, firstDelayMs: 1
 /**
  * The relay of a database: leads, or stands by while another one does. `start` resolves once it does either; until database and
  * broker answer it waits and says so in its log. It ends by itself (see {@link Service.failed}) only where waiting can't help:
- * TURNOUT_SEQUENCE_CACHED, TURNOUT_PARTITIONS_MISMATCH, TURNOUT_DATABASE_REWOUND, TURNOUT_MIGRATION_MISSING.
+ * TURNOUT_SEQUENCE_CACHED, TURNOUT_PARTITIONS_MISMATCH, TURNOUT_DATABASE_REWOUND, TURNOUT_MIGRATION_MISSING, TURNOUT_POOL_TOO_SMALL.
  *
  * @example
  * const relay = createRelay({ database: pgDatabase(pool), publisher: kafkaJsPublisher(kafka) });
@@ -193,8 +195,10 @@ async function serve(
   ready: () => void,
 ): Promise<void> {
   const { database, publisher, logger, tell } = context;
+  requireTwoConnections(database);
   await requireMigrations(database, 'producer');
-  const session = await database.connect();
+  const live = keepAlive(await database.connect(), database, context.takeoverMs);
+  const { session } = live;
   try {
     await prepareSession(session, 'turnout relay');
     await checkSequence(session);
@@ -211,21 +215,21 @@ async function serve(
         ready();
       },
       ending: (holder, tick) =>
-        logger.warn('The leading relay has work and shows no progress: its database connection is ended.', {
+        logger.warn('The leading relay has work and gives no sign of life: its database connection is ended.', {
           holder,
           tick,
           takeoverMs: context.takeoverMs,
         }),
       mayNotEnd: (error) =>
         logger.error(
-          'This relay may not end the connection of the leading one: run both as one database role, or grant pg_signal_backend.',
+          'The leading relay gives no sign of life that this one may see, and its connection may not be ended: run both as one database role, or grant pg_signal_backend and pg_read_all_stats.',
           { error },
         ),
     });
     if (!led) return;
     let leading = false;
     try {
-      await lead(context, session, signal, () => {
+      await lead(context, live, signal, () => {
         leading = true;
         logger.info(history.stoodBy ? 'The relay has taken over.' : 'The relay leads.', { relay: context.name });
         tell({ kind: 'leading', takeover: history.stoodBy });
@@ -238,6 +242,7 @@ async function serve(
       throw error;
     }
   } finally {
+    live.stop();
     // Settings and lock go with the connection.
     session.release(true);
   }
@@ -256,11 +261,10 @@ interface Position {
   lastSeq: bigint;
 }
 
-async function lead(context: Context, session: Session, stopping: AbortSignal, leading: () => void): Promise<void> {
+async function lead(context: Context, live: LiveSession, stopping: AbortSignal, leading: () => void): Promise<void> {
   const { publisher, logger } = context;
-  const lost = new AbortController();
-  void session.lost.then(() => lost.abort());
-  const ended = AbortSignal.any([stopping, lost.signal]);
+  const { session, lost } = live;
+  const ended = AbortSignal.any([stopping, lost]);
 
   let catalogue = await loadCatalogue(session);
   await checkTopics(publisher, catalogue.partitions, logger);
@@ -275,7 +279,7 @@ async function lead(context: Context, session: Session, stopping: AbortSignal, l
       await checkTopics(publisher, catalogue.partitions, logger);
     },
   };
-  const work = { context, session, lookUp, stopping, lost: lost.signal };
+  const work = { context, session, lookUp, stopping, lost };
 
   const position: Position = { lo: beginning, known: 0n, numbers: {}, open: false, lastSeq: 0n };
   if (newest !== undefined) {
@@ -313,7 +317,7 @@ async function lead(context: Context, session: Session, stopping: AbortSignal, l
     if ((await publishTick(work, tick, position, rows)) === 'stopped-midway') return;
     lastWork = performance.now();
   }
-  if (lost.signal.aborted) {
+  if (lost.aborted) {
     throw new TurnoutError('TURNOUT_DATABASE_UNREACHABLE', 'The relay has lost its database connection.');
   }
   // So that the next start has nothing to repeat.
@@ -361,11 +365,12 @@ async function publishTick(
   let events = 0;
   for (;;) {
     const start = from;
+    let acknowledged = 0;
     try {
-      const done = await publishRows(work, from, rows, (checkpoint, acknowledged) => {
+      const done = await publishRows(work, from, rows, (checkpoint, eventsUpToHere) => {
         from = checkpoint;
         position.known = checkpoint.tick;
-        if (acknowledged !== undefined) events += acknowledged;
+        acknowledged = eventsUpToHere;
       });
       if (!done.complete) return 'stopped-midway';
       if (failpoint('relay.persist-tick-after-publish') && firstRows !== undefined)
@@ -380,6 +385,7 @@ async function publishTick(
     } catch (error) {
       if (!isPublishFailure(error) || stopping.aborted || lost.aborted) throw error;
       rows = undefined;
+      events += acknowledged;
       failures = from === start ? failures + 1 : 1;
       const waitMs = retryDelayMs(retry, failures, Math.random());
       logger.warn('Publishing failed; nothing more of the tick is sent, and it is replayed from its last checkpoint.', {
@@ -410,7 +416,7 @@ async function publishRows(
   work: Work,
   from: Tick,
   firstRows: readonly Row[] | undefined,
-  checkpointed: (checkpoint: Tick, eventsOfFailedAttempt?: number) => void,
+  checkpointed: (checkpoint: Tick, events: number) => void,
 ): Promise<PageEnd & { readonly complete: boolean }> {
   const { context, session, lookUp, stopping, lost } = work;
   const { publisher, logger, tell, pageSize } = context;
@@ -432,7 +438,11 @@ async function publishRows(
   let newest = from;
   let lastTickAt = performance.now();
   let end: PageEnd = { lastSeq: from.afterSeq, numbers: from.numbers, events: 0 };
-  const checkpoint = async (done: PageEnd, failed = false): Promise<void> => {
+  let complete = true;
+  /** What is acknowledged is never sent again, unless a crash comes first. */
+  const checkpoint = async (): Promise<void> => {
+    const done = chain.acknowledged();
+    if (done === undefined || done.lastSeq <= newest.afterSeq) return;
     newest = await appendTick(session, newest.tick, {
       lo: from.lo,
       hi: from.hi,
@@ -441,14 +451,10 @@ async function publishRows(
       relay: context.name,
     });
     lastTickAt = performance.now();
-    checkpointed(newest, failed ? done.events : undefined);
+    checkpointed(newest, done.events);
   };
   try {
-    for await (const rows of pagesOf(
-      context,
-      from,
-      firstRows ?? (await readPage(session, from, firstPages * pageSize)),
-    )) {
+    for await (const rows of pagesOf(work, from, firstRows ?? (await readPage(session, from, firstPages * pageSize)))) {
       if (
         rows.some(
           (row) =>
@@ -465,25 +471,21 @@ async function publishRows(
         events: end.events + rows.length,
       };
       await chain.push(batches, end);
-      const done = chain.acknowledged();
-      if (done !== undefined && done.lastSeq > newest.afterSeq && performance.now() - lastTickAt >= checkpointMs)
-        await checkpoint(done);
+      if (performance.now() - lastTickAt >= checkpointMs) await checkpoint();
       if (stopping.aborted && rows.length >= pageSize) {
         // The rest of a long tick is for the next start, which goes on from here.
-        await chain.flush();
-        await checkpoint(end);
-        return { ...end, complete: false };
+        complete = false;
+        break;
       }
     }
     await chain.flush();
-    return { ...end, complete: true };
+    if (!complete) await checkpoint();
+    return { ...end, complete };
   } catch (error) {
     chain.break(error);
     await chain.flush().catch(() => undefined);
-    // What was acknowledged need not be sent again: without this, a long tick on a broker that fails now and then would never end.
-    const done = chain.acknowledged();
-    if (done !== undefined && done.lastSeq > newest.afterSeq && isPublishFailure(error) && !lost.aborted)
-      await checkpoint(done, true);
+    // Whatever it was: a long tick that fails now and then, or the same way each time, would otherwise never end.
+    if (!lost.aborted) await checkpoint().catch(() => undefined);
     throw error;
   } finally {
     lost.removeEventListener('abort', breakChain);
@@ -491,7 +493,11 @@ async function publishRows(
 }
 
 /** The first rows, which have been read, in pages; and if there may be more, the rest through a cursor on a connection of its own. */
-async function* pagesOf(context: Context, from: Tick, firstRows: readonly Row[]): AsyncGenerator<readonly Row[], void> {
+async function* pagesOf(
+  { context, lost }: Pick<Work, 'context' | 'lost'>,
+  from: Tick,
+  firstRows: readonly Row[],
+): AsyncGenerator<readonly Row[], void> {
   const { database, pageSize } = context;
   const slices = Math.ceil(firstRows.length / pageSize);
   const first = Array.from({ length: slices }, (_, slice) => firstRows.slice(slice * pageSize, (slice + 1) * pageSize));
@@ -502,11 +508,17 @@ async function* pagesOf(context: Context, from: Tick, firstRows: readonly Row[])
   const rest: Tick = { ...from, afterSeq: BigInt(firstRows.at(-1)![column.seq]!) };
   // The server sorts the rest of the tick while the first pages are sent.
   const opening = database.connect().then(async (session) => {
+    const close = (): void => {
+      lost.removeEventListener('abort', close);
+      session.release(true);
+    };
+    // Where the one connection leads nowhere, so does the other.
+    lost.addEventListener('abort', close);
     try {
       await prepareSession(session, 'turnout relay: backlog');
-      return { session, pages: await openPages(session, rest, pageSize) };
+      return { close, pages: await openPages(session, rest, pageSize) };
     } catch (error) {
-      session.release(true);
+      close();
       throw error;
     }
   });
@@ -516,7 +528,7 @@ async function* pagesOf(context: Context, from: Tick, firstRows: readonly Row[])
     yield* (await opening).pages;
   } finally {
     await opening.then(
-      ({ session }) => session.release(true),
+      ({ close }) => close(),
       () => undefined,
     );
   }
@@ -542,8 +554,18 @@ function isPublishFailure(error: unknown): boolean {
   );
 }
 
+/** One leads or stands by, and the other reads a backlog, or asks after the first. */
+function requireTwoConnections({ maxConnections }: Database): void {
+  if (maxConnections === undefined || maxConnections >= 2) return;
+  throw new TurnoutError('TURNOUT_POOL_TOO_SMALL', 'The relay needs two connections and its pool has one.', {
+    details: { maxConnections, needed: 2 },
+  });
+}
+
 /** Whether waiting can't help. Everything else, a driver's errors included, is waited out: a relay that gives up delays every event. */
 function isFatal(error: unknown): boolean {
+  // A missing topic is waited for, even if the database is lost meanwhile.
+  if (isPublishFailure(error)) return false;
   if (isTurnoutError(error)) return !error.retryable;
   return error instanceof TypeError || error instanceof ReferenceError || sqlStateOf(error).startsWith('42');
 }

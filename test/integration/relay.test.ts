@@ -1,9 +1,12 @@
+import { connect, createServer } from 'node:net';
+import type { Socket } from 'node:net';
 import { Kafka, logLevel } from 'kafkajs';
 import { Pool } from 'pg';
 import { afterEach, describe, expect, onTestFinished, test } from 'vitest';
 import { kafkaJsPublisher, kafkaJsTopics } from '../../adapters/kafkajs/index.ts';
 import { pgDatabase } from '../../adapters/pg/index.ts';
 import { migrate } from '../../src/database/index.ts';
+import { TurnoutError } from '../../src/errors/index.ts';
 import type { Logger } from '../../src/lifecycle/index.ts';
 import { silentLogger } from '../../src/lifecycle/index.ts';
 import type { Publisher } from '../../src/relay/index.ts';
@@ -50,6 +53,33 @@ async function producer(topic = uniqueName('orders'), partitions = 3) {
           'select t.tick::text, t.lo::text, t.hi::text, t.after_seq::text, t.relay from turnout.relay_tick t order by t.tick',
         )
       ).rows,
+  };
+}
+
+/** A way to the database on which, when told to, what is under way is swallowed for ever; new connections go through. Changes `address` to lead there. */
+async function swallowingLine(address: URL) {
+  const to = { host: address.hostname, port: Number(address.port || '5432') };
+  const open = new Set<Socket>();
+  const server = createServer((from) => {
+    const socket = connect(to);
+    for (const each of [from, socket]) {
+      open.add(each);
+      each.on('error', () => undefined);
+      each.on('close', () => open.delete(each));
+    }
+    from.pipe(socket).pipe(from);
+  });
+  address.port = String(await freePort());
+  address.hostname = '127.0.0.1';
+  await new Promise<void>((resolve) => server.listen(Number(address.port), '127.0.0.1', resolve));
+  return {
+    swallow: () => {
+      for (const socket of open) socket.unpipe().pause();
+    },
+    close: () => {
+      for (const socket of open) socket.destroy();
+      server.close();
+    },
   };
 }
 
@@ -356,6 +386,78 @@ describe('a database that fails', () => {
     await relay.stop();
     await pool.end();
   });
+
+  test('while a topic is missing does not end the relay', async () => {
+    const orders = await producer();
+    const broker = inMemoryBroker();
+    const inner = broker.publisher();
+    let refused = 0;
+    const missing: Publisher = {
+      ...inner,
+      async send(batches) {
+        if ((await inner.partitionCounts([orders.topic])).size > 0) return inner.send(batches);
+        refused++;
+        throw new TurnoutError('TURNOUT_TOPIC_MISSING', 'There is no such topic.');
+      },
+    };
+    const { relay } = relayOf(orders, missing);
+    await relay.start();
+    await orders.publish(2);
+    await waitFor(() => refused > 0);
+    await orders.pool.query(
+      `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'turnout relay%'`,
+    );
+    const before = refused;
+    await waitFor(() => refused > before);
+    await broker.topics().create([{ name: orders.topic, partitions: orders.partitions }]);
+    await waitFor(() => relay.counts().published === 2);
+  });
+
+  test('by not answering any more is left, and connected again', async () => {
+    const orders = await producer();
+    const broker = await brokerFor(orders);
+    const address = new URL(orders.url);
+    const line = await swallowingLine(address);
+    const pool = new Pool({ connectionString: address.href });
+    pool.on('error', () => undefined);
+    const { relay, events } = relayOf({ pool }, broker.publisher(), { takeoverMs: 400 });
+    await relay.start();
+    await orders.publish(1);
+    await waitFor(() => relay.counts().published === 1);
+    line.swallow();
+    await orders.publish(1);
+    await waitFor(() => events.some(({ kind }) => kind === 'stepped-down'));
+    // The server doesn't know yet that the old connection leads nowhere: the relay takes over from itself.
+    await waitFor(() => new Set(idsIn(broker.messages(orders.topic))).size === 2);
+    expect(relay.counts().takeovers).toBe(1);
+    await relay.stop();
+    line.close();
+    await pool.end();
+  });
+
+  test('to give the connection for a backlog does not keep the relay from getting through it', async () => {
+    const orders = await producer();
+    const broker = await brokerFor(orders);
+    const ids = await orders.publish(400);
+    const pool = new Pool({ connectionString: orders.url, max: 2 });
+    pool.on('error', () => undefined);
+    const taken = await pool.connect();
+    const log: string[] = [];
+    const relay = createRelay({
+      database: pgDatabase(pool, { connectTimeoutMs: 200 }),
+      publisher: broker.publisher(),
+      pageSize: 30,
+      logger: { ...silentLogger, warn: (line) => log.push(line) },
+    });
+    running.push(relay);
+    await relay.start();
+    await waitFor(() => relay.counts().ticks === 1);
+    expect(log.length).toBeGreaterThan(0);
+    expect(idsIn(broker.messages(orders.topic)).toSorted()).toEqual(ids.toSorted());
+    await relay.stop();
+    taken.release();
+    await pool.end();
+  });
 });
 
 describe('the relay refuses to work', () => {
@@ -383,6 +485,15 @@ describe('the relay refuses to work', () => {
       code: 'TURNOUT_PARTITIONS_MISMATCH',
       details: { topic: orders.topic, recorded: 3, actual: 4 },
     });
+  });
+
+  test('with a pool of one connection', async () => {
+    const orders = await producer();
+    const pool = new Pool({ connectionString: orders.url, max: 1 });
+    expect(await refusal({ ...orders, pool }, await brokerFor(orders))).toMatchObject({
+      code: 'TURNOUT_POOL_TOO_SMALL',
+    });
+    await pool.end();
   });
 
   test('without migrations', async () => {
@@ -481,6 +592,39 @@ describe('two relays', () => {
     expectWhole(await orders.messages(), 50);
   });
 
+  test.each([
+    ['looks at the topics', 'lastRecords'],
+    ['waits for a send', 'send'],
+  ] as const)('a leader that %s for longer than takeoverMs is alive, and left alone', async (_, slow) => {
+    const orders = await producer();
+    const broker = await brokerFor(orders);
+    await orders.publish(10);
+    let go: () => void = () => undefined;
+    const gate = new Promise<void>((resolve) => (go = resolve));
+    let waiting = 0;
+    const publisher = (): Publisher => {
+      const inner = broker.publisher();
+      const held = async <Result>(result: () => Promise<Result>): Promise<Result> => {
+        waiting++;
+        await gate;
+        return result();
+      };
+      return slow === 'send'
+        ? { ...inner, send: (batches) => held(() => inner.send(batches)) }
+        : { ...inner, lastRecords: (topics) => held(() => inner.lastRecords(topics)) };
+    };
+    const both = [1, 2].map(() => relayOf(orders, publisher(), { takeoverMs: 200 }));
+    const starting = both.map(({ relay }) => relay.start());
+    await waitFor(() => waiting > 0 && both.some(({ events }) => events.some(({ kind }) => kind === 'standing-by')));
+    const since = performance.now();
+    await waitFor(() => performance.now() - since > 1_500);
+    go();
+    await Promise.all(starting);
+    await waitFor(() => both.some(({ relay }) => relay.counts().published === 10));
+    expect(both.flatMap(({ log }) => log).filter((line) => line.includes('is ended'))).toEqual([]);
+    expect(broker.messages(orders.topic)).toHaveLength(10);
+  });
+
   test('a paused leader loses its lead to the standby, is fenced when it wakes, and stands by', async () => {
     const orders = await onKafka();
     const first = orders.spawn({ takeoverMs: 500 });
@@ -558,19 +702,18 @@ test('a role that has been granted turnout_relay, and nothing else, can relay, t
     logger: { ...silentLogger, warn: (line) => log.push(line) },
   });
   await keeper.start();
-  // It leads, and hangs at its first send.
-  const hung: ((error: Error) => void)[] = [];
-  const hanging = { ...broker.publisher(), send: () => new Promise<never>((_, reject) => hung.push(reject)) };
-  const first = relayOf({ pool }, hanging);
-  await first.relay.start();
+  // Who leads is stopped, and does nothing at all.
+  const stopped = await pool.connect();
+  stopped.on('error', () => undefined);
+  await stopped.query(`select pg_advisory_lock(hashtext('turnout.relay'), 0)`);
   await orders.publish(3);
   const second = relayOf({ pool }, broker.publisher(), { takeoverMs: 200 });
   await second.relay.start();
   await waitFor(() => second.relay.counts().published === 3);
   expect(second.relay.counts().takeovers).toBe(1);
   expect(log).toEqual([]);
-  for (const letGo of hung) letGo(new Error('too late'));
-  await Promise.all([keeper.stop(), first.relay.stop(), second.relay.stop()]);
+  stopped.release(true);
+  await Promise.all([keeper.stop(), second.relay.stop()]);
 });
 
 test('Kafka is killed and comes back: everything is there, in order', { timeout: 120_000 }, async () => {

@@ -12,6 +12,8 @@ describe('a standby', () => {
     tick: 5n,
     holder: '100',
     work: true,
+    statement: 'one',
+    running: false,
     ...more,
   });
   const after = (...observations: Observation[]): boolean => {
@@ -21,7 +23,7 @@ describe('a standby', () => {
     return takeOver;
   };
 
-  test('takes over from a leader that has work and writes no tick for takeoverMs', () => {
+  test('takes over from a leader that has work and gives no sign of life for takeoverMs', () => {
     expect(after(seen(0), seen(500), seen(999))).toBe(false);
     expect(after(seen(0), seen(500), seen(1_000))).toBe(true);
   });
@@ -31,6 +33,8 @@ describe('a standby', () => {
     expect(after(seen(0, { work: false }), seen(5_000, { work: false }))).toBe(false);
     expect(after(seen(0), seen(900, { work: false }), seen(1_800))).toBe(false);
     expect(after(seen(0), seen(1_500, { holder: '200' }))).toBe(false);
+    expect(after(seen(0), seen(900, { statement: 'two' }), seen(1_800, { statement: 'three' }))).toBe(false);
+    expect(after(seen(0), seen(900, { running: true }), seen(1_800))).toBe(false);
     expect(after(seen(0, { holder: undefined }), seen(5_000, { holder: undefined }))).toBe(false);
   });
 
@@ -40,17 +44,20 @@ describe('a standby', () => {
       tick: fc.boolean(),
       work: fc.boolean(),
       holder: fc.constantFrom('1', '2'),
+      statement: fc.boolean(),
+      running: fc.boolean(),
     });
     fc.assert(
       fc.property(fc.array(step, { maxLength: 40 }), (steps) => {
         let watch: Watch | undefined;
-        let [atMs, tick, lastLife, lastHolder] = [0, 0n, 0, ''];
+        let [atMs, tick, statements, lastLife, lastHolder] = [0, 0n, 0, 0, ''];
         for (const each of steps) {
           atMs += each.ms;
           if (each.tick) tick++;
-          if (each.tick || !each.work || each.holder !== lastHolder) lastLife = atMs;
+          if (each.statement) statements++;
+          if (each.tick || each.statement || each.running || !each.work || each.holder !== lastHolder) lastLife = atMs;
           lastHolder = each.holder;
-          const decision = observe(watch, { atMs, tick, holder: each.holder, work: each.work }, 1_000);
+          const decision = observe(watch, { ...each, atMs, tick, statement: String(statements) }, 1_000);
           watch = decision.watch;
           expect(decision.takeOver).toBe(atMs - lastLife >= 1_000);
         }
