@@ -17,6 +17,9 @@ create table turnout.switchover (
   salt        text not null default gen_random_uuid()::text,
   -- {"<topic>": ["<offset of partition 0>", …]}: where the consumer started. Without it no event may be routed to it.
   since       jsonb,
+  -- Older transactions could not know the switchover. Recording `since` waits for them, and the look for undeclared publishers
+  -- leaves them out: what has no stamp after that is of code that does not declare it. No effect hangs on this: a consumer
+  -- only observes what has no stamp.
   created_xid xid8 not null default pg_current_xact_id(),
   created_at  timestamptz not null default clock_timestamp(),
   primary key (source, name)
@@ -185,7 +188,8 @@ begin
   -- All checks, then all locks, before the first number is drawn.
   select exists (select from turnout.source s where s.name = publish_events.source),
          min(e.place) filter (where r.topic is null
-                                 or e.data is null or octet_length(e.data::text) > t.max_bytes
+                                 or e.data is null
+                                 or octet_length(e.data::text) + coalesce(octet_length(nullif(e.headers, 'null')::text), 0) > t.max_bytes
                                  or (r.ordering = 'key' and e.key is null) or e.key = '' or octet_length(e.key) > 1000
                                  or (e.headers is not null and turnout.bad_header(e.headers) is not null)),
          count(distinct e.id) < count(e.id),
@@ -328,7 +332,7 @@ as $$
 #variable_conflict use_variable
 declare
   event_key text := event ->> 'key';
-  bytes integer := octet_length((event -> 'data')::text);
+  bytes integer := octet_length((event -> 'data')::text) + coalesce(octet_length(nullif((event -> 'headers')::jsonb, 'null')::text), 0);
   registered record;
   path text;
 begin
@@ -344,7 +348,7 @@ begin
       using errcode = 'TU009', detail = json_build_object('type', event ->> 'type', 'path', 'data', 'index', place)::text;
   end if;
   if bytes > registered.max_bytes then
-    raise exception 'The payload of % has % bytes; its topic takes %.', event ->> 'type', bytes, registered.max_bytes
+    raise exception 'The payload of % has % bytes with its headers; its topic takes %.', event ->> 'type', bytes, registered.max_bytes
       using errcode = 'TU004', detail = json_build_object('type', event ->> 'type', 'bytes', bytes, 'maxBytes', registered.max_bytes, 'index', place)::text;
   end if;
   if registered.ordering = 'key' and coalesce(event_key, '') = '' then

@@ -66,10 +66,11 @@ async function prepareEvent({ definition, data, id, headers }: PublishRequest): 
   if (valid === null || valid === undefined) throw invalid(type, 'data', 'an event must have data');
   if (id !== undefined && !uuidPattern.test(id)) throw invalid(type, 'id', `${JSON.stringify(id)} is not a UUID`);
   checkHeaders(type, headers);
-  const bytes = Buffer.byteLength(JSON.stringify(valid));
+  // The broker's limit is on the whole message, and what it refuses could then only be replaced.
+  const bytes = Buffer.byteLength(JSON.stringify(valid)) + (headers ? Buffer.byteLength(JSON.stringify(headers)) : 0);
   if (bytes > definition.topic.maxBytes) {
     const details = { type, bytes, maxBytes: definition.topic.maxBytes };
-    const what = `The payload of ${type} has ${bytes} bytes; its topic takes ${definition.topic.maxBytes}.`;
+    const what = `The payload of ${type} has ${bytes} bytes with its headers; its topic takes ${definition.topic.maxBytes}.`;
     throw new TurnoutError('TURNOUT_PAYLOAD_TOO_LARGE', what, { details });
   }
   return {

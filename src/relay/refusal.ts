@@ -43,7 +43,7 @@ async function sendInPieces(
     return;
   }
   const message = messages[0]!;
-  const reason = `too large for the broker: ${message.value?.length ?? 0} bytes`;
+  const reason = `too large for the broker: ${bytesOf(message)} bytes`;
   try {
     await publisher.send([{ ...batch, messages: [placeholderOf(message, reason)] }]);
   } catch (error) {
@@ -54,4 +54,9 @@ async function sendInPieces(
     });
   }
   refused({ topic, partition, message, reason });
+}
+
+function bytesOf({ key, value, headers }: Message): number {
+  const texts = [key ?? '', ...Object.entries(headers).flat()];
+  return texts.reduce((bytes, text) => bytes + Buffer.byteLength(text), value?.length ?? 0);
 }

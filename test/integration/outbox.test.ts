@@ -223,6 +223,20 @@ describe('what is refused leaves nothing behind', () => {
     expect(await keysIn(pool)).toEqual([]);
   });
 
+  test('headers over the limit of the topic, published with SQL', async () => {
+    const { pool } = await newOutbox();
+    const publish = (bytes: number): Promise<unknown> =>
+      pool.query(
+        `select turnout.publish('orders', 'orders.order-placed', 1, 'a', '{"orderId": "a"}',
+                                headers => jsonb_build_object('trace', repeat('x', $1::integer)))`,
+        [bytes],
+      );
+    await expect(publish(2_000)).rejects.toMatchObject({ code: 'TU004' });
+    expect(await keysIn(pool)).toEqual([]);
+    await publish(1_900);
+    expect(await keysIn(pool)).toEqual(['a']);
+  });
+
   test('too many keys in one transaction', async () => {
     const { db } = await newOutbox();
     const many = Array.from({ length: 1_001 }, (_, n) => placed(`order-${n}`));

@@ -1,5 +1,43 @@
 CREATE SCHEMA turnout;
 
+CREATE FUNCTION turnout.accept_repeat(consumer text, effect_key text, how text, reason text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+declare
+  detail jsonb;
+  happened timestamptz;
+begin
+  if coalesce(trim(accept_repeat.reason), '') = '' then
+    raise exception 'To accept a repeat needs a reason.' using errcode = 'TU012', detail = json_build_object('effectKey', accept_repeat.effect_key)::text;
+  end if;
+  if accept_repeat.how is null or accept_repeat.how not in ('apply', 'skip') then
+    raise exception 'A repeat is accepted by ''apply'' or ''skip'', not by %.', quote_nullable(accept_repeat.how) using errcode = 'invalid_parameter_value';
+  end if;
+  select a.detail into detail from turnout.alarm a
+    where a.consumer = accept_repeat.consumer and a.kind = 'unknown-repeat' and a.detail ->> 'effectKey' = accept_repeat.effect_key
+      and a.detail ->> 'code' = 'TURNOUT_UNKNOWN_REPEAT'
+    order by a.id desc limit 1;
+  if not found then
+    return false;
+  end if;
+  if accept_repeat.how = 'skip' then
+    happened := (detail ->> 'occurredAt')::timestamptz;
+    perform turnout.make_inbox_partition(happened);
+    insert into turnout.inbox (consumer, effect_key, occurred_at, event_id, event_type, source, topic, key, path, outcome, reason)
+      values (accept_repeat.consumer, accept_repeat.effect_key, happened, (detail ->> 'eventId')::uuid, detail ->> 'type',
+              detail ->> 'source', detail ->> 'topic', detail ->> 'key', 'event', 'skipped', accept_repeat.reason)
+      on conflict do nothing;
+  end if;
+  update turnout.alarm a
+    set detail = a.detail || jsonb_build_object('accepted', accept_repeat.how, 'acceptedBy', session_user, 'reason', accept_repeat.reason)
+    where a.consumer = accept_repeat.consumer and a.kind = 'unknown-repeat' and a.detail ->> 'effectKey' = accept_repeat.effect_key;
+  return true;
+end
+$$;
+
 CREATE FUNCTION turnout.bad_header(headers jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -381,7 +419,8 @@ begin
   -- All checks, then all locks, before the first number is drawn.
   select exists (select from turnout.source s where s.name = publish_events.source),
          min(e.place) filter (where r.topic is null
-                                 or e.data is null or octet_length(e.data::text) > t.max_bytes
+                                 or e.data is null
+                                 or octet_length(e.data::text) + coalesce(octet_length(nullif(e.headers, 'null')::text), 0) > t.max_bytes
                                  or (r.ordering = 'key' and e.key is null) or e.key = '' or octet_length(e.key) > 1000
                                  or (e.headers is not null and turnout.bad_header(e.headers) is not null)),
          count(distinct e.id) < count(e.id),
@@ -578,7 +617,7 @@ CREATE FUNCTION turnout.refuse_event(event json, place integer) RETURNS void
 #variable_conflict use_variable
 declare
   event_key text := event ->> 'key';
-  bytes integer := octet_length((event -> 'data')::text);
+  bytes integer := octet_length((event -> 'data')::text) + coalesce(octet_length(nullif((event -> 'headers')::jsonb, 'null')::text), 0);
   registered record;
   path text;
 begin
@@ -594,7 +633,7 @@ begin
       using errcode = 'TU009', detail = json_build_object('type', event ->> 'type', 'path', 'data', 'index', place)::text;
   end if;
   if bytes > registered.max_bytes then
-    raise exception 'The payload of % has % bytes; its topic takes %.', event ->> 'type', bytes, registered.max_bytes
+    raise exception 'The payload of % has % bytes with its headers; its topic takes %.', event ->> 'type', bytes, registered.max_bytes
       using errcode = 'TU004', detail = json_build_object('type', event ->> 'type', 'bytes', bytes, 'maxBytes', registered.max_bytes, 'index', place)::text;
   end if;
   if registered.ordering = 'key' and coalesce(event_key, '') = '' then

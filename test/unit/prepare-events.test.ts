@@ -110,6 +110,13 @@ describe('an event is refused before anything is sent', () => {
     ).resolves.toHaveLength(1);
   });
 
+  test('headers that do not fit in the same limit', async () => {
+    const data = { orderId: 'a' };
+    const of = (bytes: number): Partial<PublishRequest> => ({ data, headers: { trace: 'x'.repeat(bytes) } });
+    expect(await refusal({ data, ...of(200) })).toEqual(['TURNOUT_PAYLOAD_TOO_LARGE', undefined]);
+    await expect(prepareEvents([{ definition: OrderPlaced, data, ...of(100) }])).resolves.toHaveLength(1);
+  });
+
   test('which of several it was', async () => {
     const bad = [{ orderId: 'a' }, { orderId: 1 }].map((data) => ({ definition: OrderPlaced, data }));
     await expect(prepareEvents(bad)).rejects.toMatchObject({ details: { path: 'data.orderId', index: 1 } });

@@ -192,6 +192,20 @@ describe('messages that the broker refuses', () => {
     );
   });
 
+  test('are told by their size as a whole', async () => {
+    const reasons: string[] = [];
+    const publisher = {
+      send: ([batch]: readonly PartitionBatch[]) =>
+        batch?.messages[0]?.headers['turnout-refused'] === undefined
+          ? Promise.reject(new TurnoutError('TURNOUT_PAYLOAD_TOO_LARGE', 'Too large.'))
+          : Promise.resolve(),
+    };
+    const large: Message = { key: 'é', value: Buffer.from('{}'), headers: { ce_id: '1', mine: 'x'.repeat(100) } };
+    const batch = { topic: 'orders', partition: 0, messages: [large] };
+    await sendOrReplace(publisher, [batch], ({ reason }) => reasons.push(reason));
+    expect(reasons).toEqual([`too large for the broker: ${2 + 2 + 5 + 1 + 4 + 100} bytes`]);
+  });
+
   test('keep id and number in their placeholder, and lose payload and own headers', () => {
     expect(placeholderOf(message('1'), 'too large')).toEqual({
       key: '1',
