@@ -136,7 +136,7 @@ Exit status: 0 done, 1 failed (with a code and what to do; see docs/errors.md), 
   const switching = common(program.command('switch'))
     .usage('<name> <stage> [options] | status | history <name>')
     .argument('<name>', 'name of a switchover of the configuration')
-    .argument('<stage>', 'rpc or event')
+    .argument('<stage>', 'rpc or event; or register, which adds event types to the switchover')
     .description('set the stage of a switchover; from the next transaction on, events are given the new route')
     .option('-r, --reason <text>', 'why; the history keeps it (may be left out when the switchover is created)')
     .option('-f, --force', 'promote without checks that say it is ready')
@@ -145,7 +145,10 @@ Exit status: 0 done, 1 failed (with a code and what to do; see docs/errors.md), 
       'after',
       `
 The first \`turnout switch <name> rpc\` creates the switchover: it waits until transactions that began before it are over and
-records where its consumer starts. Run it before code that declares the switchover is deployed.
+records where its consumer starts. Run it before code that declares the switchover is deployed. Later it is the way back, and
+one statement: it needs no broker, and no configuration that fits.
+\`turnout switch <name> register\` adds the event types that the configuration's switchover has got since; run it before the
+code that makes their calls through it is deployed. None is ever taken away.
 
   turnout switch order-confirmation rpc
   turnout switch order-confirmation event --force --reason "e-mail team is ready, see MAIL-12"

@@ -125,6 +125,11 @@ export const errorKinds = {
     retryable: true,
     remedy: 'Stop the consumer for a moment, run the same command again, then start it.',
   },
+  TURNOUT_CONSUMER_OFFSETS_MISSING: {
+    retryable: true,
+    remedy:
+      'Start the consumer (`turnout consume <name>`) and wait until it is ready, while nothing is routed to it; then promote again.',
+  },
   TURNOUT_ROUTES_MALFORMED: {
     retryable: false,
     remedy:

@@ -16,6 +16,7 @@ export {
   registerSwitchover,
   setStage,
   switchoverHistory,
+  switchoverStart,
   switchoverStatus,
 } from './stage-store.ts';
 export type { Since, StageChange, SwitchoverStatus } from './stage-store.ts';

@@ -43,6 +43,21 @@ export async function createdXidFinished(database: Queryable, source: string, na
 /** Where a consumer started: for each topic the offsets of its partitions, from partition 0 on. */
 export type Since = Readonly<Record<string, readonly bigint[]>>;
 
+/** What a switchover's row says of its consumer; undefined if there is no row. Looks at nothing else, so that it is quick. */
+export async function switchoverStart(
+  database: Queryable,
+  source: string,
+  name: string,
+): Promise<{ readonly consumer: string; readonly since: Since | undefined } | undefined> {
+  const [row] = await rowsOf<{ consumer: string; since: string | null }>(
+    database,
+    'select s.consumer, s.since::text as since from turnout.switchover s where s.source = $1 and s.name = $2',
+    [source, name],
+  );
+  if (row === undefined) return undefined;
+  return { consumer: row.consumer, since: row.since === null ? undefined : parseSince(row.since) };
+}
+
 /** Records where the consumer started; the first record stands. */
 export async function recordSince(database: Queryable, source: string, name: string, since: Since): Promise<void> {
   await rowsOf(database, 'select turnout.record_since($1, $2, $3::jsonb)', [

@@ -521,8 +521,10 @@ describe('a switchover that gets another event type', () => {
     const publisher = (switchover: SwitchoverDefinition) => {
       const turnout = from.turnout([switchover]);
       closers.push(() => turnout.close());
-      return (event: typeof OrderPlaced) =>
-        turnout.transaction((tx) => turnout.publish(tx, event, { orderId: 'a', step: 1 }));
+      return (event: typeof OrderPlaced | typeof OrderChanged) =>
+        turnout.transaction(
+          async (tx) => (await turnout.publishAll(tx, [{ event, data: { orderId: 'a', step: 1 } }]))[0]!,
+        );
     };
     return { from, called, before, after, older: publisher(before), newer: publisher(after) };
   }

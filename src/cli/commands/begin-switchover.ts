@@ -3,7 +3,7 @@ import type { Database } from '../../database/index.ts';
 import { TurnoutError } from '../../errors/index.ts';
 import { sleep } from '../../lifecycle/index.ts';
 import type { Logger } from '../../lifecycle/index.ts';
-import { createdXidFinished, recordSince, registerSwitchover, switchoverStatus } from '../../switchover/index.ts';
+import { createdXidFinished, recordSince, registerSwitchover, switchoverStart } from '../../switchover/index.ts';
 import type { Since, SwitchoverDefinition } from '../../switchover/index.ts';
 
 export interface BeginOptions {
@@ -23,24 +23,27 @@ export interface BeginOptions {
  * Creates a switchover and records where its consumer starts, in this order:
  *
  * 1. the row, so that `publish` can stamp;
- * 2. wait until every transaction that began before the row was visible is over: what such a one still publishes has
- *    no stamp, and must not be taken for an event that came after the start;
+ * 2. wait until every transaction that began before the row was visible is over. This makes the start a clean line: what has
+ *    no stamp behind it is of code that does not declare the switchover, never of a transaction that could not know it. No
+ *    effect hangs on that, since a consumer only observes what has no stamp, wherever it is: it is for whoever has to explain
+ *    what the log holds, and for who looks for publishers that still call by themselves;
  * 3. the consumer's start: the offsets its group has committed, or, where it has none, the ends of the partitions, which
  *    are then committed for it;
  * 4. record them. Until this is done, no event can be routed to the consumer.
  *
- * Stopped at any point, it goes on from there when it is run again. Gives whether this call finished the creation.
+ * Stopped at any point, it goes on from there when it is run again. Gives where the consumer starts.
  */
-export async function beginSwitchover(options: BeginOptions): Promise<{ created: boolean; since: Since }> {
+export async function beginSwitchover(options: BeginOptions): Promise<Since> {
   const { source, database, definition, reason } = options;
   await registerSwitchover(database, source, definition, reason);
-  const [status] = await switchoverStatus(database, source, definition.name);
-  if (status?.since !== undefined) return { created: false, since: status.since };
+  const start = await switchoverStart(database, source, definition.name);
+  // Somebody else has been quicker.
+  if (start?.since !== undefined) return start.since;
 
   await olderTransactionsOver(options);
   const since = { [definition.topic]: await startOf(options) };
   await recordSince(database, source, definition.name, since);
-  return { created: true, since };
+  return since;
 }
 
 async function olderTransactionsOver({

@@ -1,6 +1,13 @@
 import { TurnoutError } from '../../errors/index.ts';
-import { setStage, switchoverHistory, switchoverStatus } from '../../switchover/index.ts';
-import type { Since } from '../../switchover/index.ts';
+import type { Source } from '../../consumer/index.ts';
+import {
+  registerSwitchover,
+  setStage,
+  switchoverHistory,
+  switchoverStart,
+  switchoverStatus,
+} from '../../switchover/index.ts';
+import type { Since, SwitchoverDefinition } from '../../switchover/index.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import { loggerFor } from '../logger.ts';
@@ -16,48 +23,93 @@ interface SwitchRequest {
   readonly percent: number | undefined;
 }
 
-/** Sets a stage; for a switchover that does not exist yet, `rpc` creates it. */
+/**
+ * Sets a stage. `rpc` creates a switchover that does not exist yet; for one that does it is a way back like any other: one
+ * statement, that asks neither the broker nor what this configuration says of the switchover, which may be older or
+ * newer than the code that runs. `register` adds the event types that the configuration has and the row lacks.
+ */
 export async function switchStage(loaded: TurnoutConfig, request: SwitchRequest, io: Io): Promise<Report> {
-  const config = need(loaded, 'switch', 'source', 'database', 'switchovers');
+  const { source, database, broker } = need(loaded, 'switch', 'source', 'database');
   const { name, stage } = request;
-  const definition = config.switchovers.find((each) => each.name === name);
-  if (definition === undefined) {
-    const known = config.switchovers.map((each) => each.name);
-    throw new TurnoutError(
-      'TURNOUT_SWITCHOVER_UNKNOWN',
-      `The configuration has no switchover ${name} (it has: ${known.join(', ') || 'none'}).`,
-      {
-        details: { switchover: name, known },
-      },
-    );
-  }
-  if (stage === 'rpc') {
-    const { broker } = need(loaded, 'switch', 'broker');
-    const begun = await beginSwitchover({
-      source: config.source,
-      database: config.database,
-      definition,
-      broker: broker.source(),
-      reason: request.reason ?? 'created',
-      logger: loggerFor(io),
-      patienceMs: 60_000,
-    });
-    if (begun.created) {
-      return {
-        data: { switchover: name, consumer: definition.consumer, stage, created: true, since: begun.since },
-        text: `Switchover ${name} is created in stage rpc. Its consumer ${definition.consumer} starts at ${sinceText(begun.since)}.\nDeploy the code that declares it; from then on no call is lost.`,
-      };
-    }
-  }
-  const epoch = await setStage(config.database, config.source, name, stage, {
+  if (stage === 'register') return await registerTypes(loaded, request);
+  const start = await switchoverStart(database, source, name);
+  if (stage === 'rpc' && start?.since === undefined) return await begin(loaded, request, io);
+  const consumer = start?.consumer ?? definitionOf(loaded, name).consumer;
+  if (stage === 'event' && start?.since !== undefined && broker !== undefined)
+    await needOffsets(broker.source(), consumer, start.since);
+  const epoch = await setStage(database, source, name, stage, {
     reason: request.reason ?? '',
     force: request.force,
     ...(request.percent === undefined ? {} : { percent: request.percent }),
   });
   return {
-    data: { switchover: name, consumer: definition.consumer, stage, created: false, epoch },
+    data: { switchover: name, consumer, stage, created: false, epoch },
     text: `Switchover ${name} is in stage ${stage} (epoch ${epoch}) from the next transaction on.`,
   };
+}
+
+async function begin(loaded: TurnoutConfig, { name, reason }: SwitchRequest, io: Io): Promise<Report> {
+  const { source, database } = need(loaded, 'switch', 'source', 'database');
+  const definition = definitionOf(loaded, name);
+  const { broker } = need(loaded, 'switch', 'broker');
+  const since = await beginSwitchover({
+    source,
+    database,
+    definition,
+    broker: broker.source(),
+    reason: reason ?? 'created',
+    logger: loggerFor(io),
+    patienceMs: 60_000,
+  });
+  return {
+    data: { switchover: name, consumer: definition.consumer, stage: 'rpc', created: true, since },
+    text: `Switchover ${name} is created in stage rpc. Its consumer ${definition.consumer} starts at ${sinceText(since)}.\nDeploy the code that declares it; from then on no call is lost.`,
+  };
+}
+
+async function registerTypes(loaded: TurnoutConfig, { name, reason }: SwitchRequest): Promise<Report> {
+  const { source, database } = need(loaded, 'switch', 'source', 'database');
+  const definition = definitionOf(loaded, name);
+  if ((await switchoverStart(database, source, name)) === undefined) {
+    throw new TurnoutError('TURNOUT_SWITCHOVER_UNKNOWN', `Switchover ${name} does not exist in source ${source}.`, {
+      details: { switchover: name, source },
+    });
+  }
+  await registerSwitchover(database, source, definition, reason ?? '');
+  const { consumer, eventTypes } = definition;
+  return {
+    data: { switchover: name, consumer, eventTypes },
+    text: `Switchover ${name} has the event types ${eventTypes.join(', ')}. Deploy the code that calls for them.`,
+  };
+}
+
+function definitionOf(loaded: TurnoutConfig, name: string): SwitchoverDefinition {
+  const { switchovers } = need(loaded, 'switch', 'switchovers');
+  const definition = switchovers.find((each) => each.name === name);
+  if (definition !== undefined) return definition;
+  const known = switchovers.map((each) => each.name);
+  throw new TurnoutError(
+    'TURNOUT_SWITCHOVER_UNKNOWN',
+    `The configuration has no switchover ${name} (it has: ${known.join(', ') || 'none'}).`,
+    { details: { switchover: name, known } },
+  );
+}
+
+/**
+ * A consumer that has not run yet starts where its group has committed. If the broker has forgotten that (it does, some days
+ * after a group was last seen), it would start at `from`, and events that were routed to it before would be lost.
+ */
+async function needOffsets(broker: Source, consumer: string, since: Since): Promise<void> {
+  for (const [topic, offsets] of Object.entries(since)) {
+    const committed = await broker.committed(consumer, topic);
+    const missing = offsets.map((_, partition) => partition).filter((partition) => !committed.has(partition));
+    if (missing.length === 0) continue;
+    throw new TurnoutError(
+      'TURNOUT_CONSUMER_OFFSETS_MISSING',
+      `The broker knows no offset of consumer ${consumer} for partition ${missing.join(', ')} of ${topic} (any more).`,
+      { details: { consumer, topic, partitions: missing } },
+    );
+  }
 }
 
 function sinceText(since: Since): string {
