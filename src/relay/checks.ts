@@ -5,6 +5,7 @@ import type { Session } from '../database/index.ts';
 import { decodeEnvelope } from '../event/index.ts';
 import { countOf } from './numbers.ts';
 import type { LastRecord, Publisher } from './publisher.ts';
+import { beginning } from './tick-store.ts';
 import type { Tick } from './tick-store.ts';
 
 /** What the database says of sources and topics. */
@@ -66,6 +67,32 @@ export async function checkTopics(
   }
 }
 
+// The newest tick was written by a transaction behind its snapshot, whose number (32 bits of it) the row keeps. One that was written again
+// by a lower one came here by a copy. What Turnout wrote to begin with has no snapshot to compare.
+const ofOtherCluster = `pg_snapshot_xmax(t.hi) > pg_snapshot_xmax(pg_current_snapshot())
+  or (t.hi::text <> '${beginning}'
+    and (t.xmin::text::bigint - pg_snapshot_xmax(t.hi)::text::bigint % 4294967296 + 4294967296) % 4294967296 >= 2147483648)`;
+
+/**
+ * Throws TURNOUT_DATABASE_REWOUND if ticks or events carry transaction numbers of another cluster (pg_dump and restore, logical
+ * replication) that this one has not reached: what is published here would seem to be visible already, and be passed over.
+ */
+export async function checkTransactions(session: Session): Promise<void> {
+  const [row] = await session.queryText(
+    `select pg_snapshot_xmax(pg_current_snapshot()),
+      exists (select from turnout.relay_tick t
+        where t.shard = 0 and t.tick = (select max(n.tick) from turnout.relay_tick n where n.shard = 0) and (${ofOtherCluster})),
+      exists (select from turnout.outbox o where o.xid >= pg_snapshot_xmax(pg_current_snapshot()))`,
+  );
+  const [next, ticks, events] = row ?? [];
+  if (ticks !== 't' && events !== 't') return;
+  throw new TurnoutError(
+    'TURNOUT_DATABASE_REWOUND',
+    `The ${ticks === 't' ? 'newest tick' : 'outbox'} carries transaction numbers of another cluster, from which this database was copied (pg_dump, logical replication): this one is at ${next}.`,
+    { details: { transaction: next, in: ticks === 't' ? 'turnout.relay_tick' : 'turnout.outbox' } },
+  );
+}
+
 /**
  * Throws TURNOUT_DATABASE_REWOUND if a topic holds events that this database has not given out: ticks and data go back
  * together when a database is restored, or promoted without its last transactions, and Kafka doesn't.
@@ -88,7 +115,19 @@ export async function checkRewound(
   const moved = await isAnotherServer(session, logger);
   const topics = [...catalogue.partitions.keys()];
   if (topics.length > 0) {
-    const found = findings(await publisher.lastRecords(topics), catalogue, newest, Date.now() - options.retentionMs);
+    const records = await publisher.lastRecords(topics);
+    const found = findings(
+      records,
+      catalogue,
+      newest,
+      Date.now() - options.retentionMs,
+      ({ topic, partition, error }) =>
+        logger.warn('A record with the name of this source can’t be read, and is not compared with the outbox.', {
+          topic,
+          partition,
+          error,
+        }),
+    );
     const inTick = found.filter((finding) => finding.aboveCounts);
     await requireAll(session, inTick, newest);
     if (moved)
@@ -119,13 +158,22 @@ export function findings(
   catalogue: Catalogue,
   newest: Tick | undefined,
   keptSince: number,
+  unreadable: (record: { topic: string; partition: number; error: unknown }) => void,
 ): Finding[] {
   return records.flatMap(({ topic, partition, message }) => {
     const source = message.headers['ce_source'] ?? '';
     const generation = catalogue.generations.get(source);
     // Written by another database's relay, or by something that isn't Turnout: it says nothing about this database.
     if (generation === undefined) return [];
-    const { id, seq, sequence, time } = decodeEnvelope(topic, message);
+    let envelope;
+    try {
+      // Its headers only: a tool that writes a tombstone may copy them.
+      envelope = decodeEnvelope(topic, { ...message, value: message.value ?? Buffer.alloc(0) });
+    } catch (error) {
+      unreadable({ topic, partition, error });
+      return [];
+    }
+    const { id, seq, sequence, time } = envelope;
     if (sequence === undefined || seq === undefined || sequence.generation < generation) return [];
     const aboveCounts = sequence.number > countOf(newest?.numbers ?? {}, source, sequence.generation, topic, partition);
     return [{ topic, partition, id, seq, aboveCounts, kept: time.getTime() >= keptSince }];

@@ -22,7 +22,7 @@ import { failpoint, jsonLogger, retryDelayMs, service, sleep } from '../lifecycl
 import type { Logger, RetryPolicy, Service } from '../lifecycle/index.ts';
 import { createChain } from './chain.ts';
 import type { Chain } from './chain.ts';
-import { checkRewound, checkSequence, checkTopics, loadCatalogue } from './checks.ts';
+import { checkRewound, checkSequence, checkTopics, checkTransactions, loadCatalogue } from './checks.ts';
 import type { Catalogue } from './checks.ts';
 import { keepAlive } from './heartbeat.ts';
 import type { LiveSession } from './heartbeat.ts';
@@ -268,6 +268,7 @@ async function lead(context: Context, live: LiveSession, stopping: AbortSignal, 
 
   let catalogue = await loadCatalogue(session);
   await checkTopics(publisher, catalogue.partitions, logger);
+  await checkTransactions(session);
   const newest = await readNewestTick(session);
   await checkRewound(session, { publisher, catalogue, newest, retentionMs: context.retentionMs, logger });
   leading();

@@ -533,6 +533,33 @@ describe('the relay refuses to work', () => {
       expect(await refusal(orders, broker)).toMatchObject({ code: 'TURNOUT_DATABASE_REWOUND' });
     });
 
+    test('by a copy into a cluster that has used fewer transactions', async () => {
+      const { orders, broker } = await published(10);
+      // What pg_dump and restore leave: numbers that are far ahead of this cluster.
+      await orders.pool.query(
+        `insert into turnout.relay_tick (shard, tick, lo, hi, numbers, relay)
+          select 0, max(t.tick) + 1, '900000000:900000000:', '900000000:900000000:', '{}', 'copied' from turnout.relay_tick t`,
+      );
+      expect(await refusal(orders, broker)).toMatchObject({
+        code: 'TURNOUT_DATABASE_REWOUND',
+        details: { in: 'turnout.relay_tick' },
+      });
+      // Also when this cluster has caught up since: the row was written by a transaction that is lower than what it says.
+      await orders.pool.query(
+        `with next as (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 20 as xid)
+          update turnout.relay_tick t set (lo, hi) = (select format('%s:%s:', n.xid, n.xid)::pg_snapshot, format('%s:%s:', n.xid, n.xid)::pg_snapshot from next n)
+          where t.relay = 'copied'`,
+      );
+      for (let n = 0; n < 30; n++) await orders.pool.query('select pg_current_xact_id()');
+      expect(await refusal(orders, broker)).toMatchObject({ details: { in: 'turnout.relay_tick' } });
+      await orders.pool.query('truncate turnout.relay_tick');
+      await orders.pool.query(`update turnout.outbox set xid = '900000000'`);
+      expect(await refusal(orders, broker)).toMatchObject({
+        code: 'TURNOUT_DATABASE_REWOUND',
+        details: { in: 'turnout.outbox' },
+      });
+    });
+
     test('but not on another server that has everything, nor in a new generation', async () => {
       const { orders, broker } = await published(10);
       await orders.pool.query('update turnout.relay_shard set timeline = timeline + 1');

@@ -109,20 +109,36 @@ describe('the last record of a partition', () => {
       },
     },
   });
+  const noted = (): void => undefined;
   const tick = { tick: 3n, lo: '', hi: '', afterSeq: 0n, numbers: { 'orders/2': { t: [4] } }, relay: '' };
   const time = Date.parse('2026-11-23T00:00:00.000Z');
 
   test('is above what was counted, or known by its count', () => {
-    expect(findings([record('orders', 2, 5)], catalogue, tick, time)).toEqual([
+    expect(findings([record('orders', 2, 5)], catalogue, tick, time, noted)).toEqual([
       { topic: 't', partition: 0, id: 'id', seq: 9n, aboveCounts: true, kept: true },
     ]);
-    expect(findings([record('orders', 2, 4)], catalogue, tick, time + 1)).toMatchObject([
+    expect(findings([record('orders', 2, 4)], catalogue, tick, time + 1, noted)).toMatchObject([
       { aboveCounts: false, kept: false },
     ]);
-    expect(findings([record('orders', 2, 1)], catalogue, undefined, time)).toMatchObject([{ aboveCounts: true }]);
+    expect(findings([record('orders', 2, 1)], catalogue, undefined, time, noted)).toMatchObject([
+      { aboveCounts: true },
+    ]);
+  });
+
+  test('counts by its headers, though its value is gone; one that can’t be read is passed over and told', () => {
+    const known = record('orders', 2, 5);
+    const tombstone = { ...known, message: { ...known.message, value: null } };
+    expect(findings([tombstone], catalogue, tick, time, noted)).toMatchObject([{ aboveCounts: true }]);
+    const { ce_id: _, ...headers } = known.message.headers;
+    const told: unknown[] = [];
+    const broken = { ...known, message: { ...known.message, headers } };
+    expect(findings([broken], catalogue, tick, time, ({ topic, partition }) => told.push([topic, partition]))).toEqual(
+      [],
+    );
+    expect(told).toEqual([['t', 0]]);
   });
 
   test('says nothing of an older generation, or of another source', () => {
-    expect(findings([record('orders', 1, 99), record('billing', 2, 99)], catalogue, tick, time)).toEqual([]);
+    expect(findings([record('orders', 1, 99), record('billing', 2, 99)], catalogue, tick, time, noted)).toEqual([]);
   });
 });
