@@ -1,7 +1,7 @@
 import { TurnoutError, isTurnoutError } from '../errors/index.ts';
 import type { Database, Queryable } from '../database/index.ts';
 import type { AnyEventDefinition, Envelope, Reaction, Turn, TurnoutEvent } from '../event/index.ts';
-import { apply, ensureInboxPartition, hold, intend, settle } from '../inbox/index.ts';
+import { apply, ensureInboxPartition, hold, intend, noteFailed, settle } from '../inbox/index.ts';
 import type { Arrival, HeldMessage, HoldReason, Verdict } from '../inbox/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
 import type { FailureKind } from './decide.ts';
@@ -54,6 +54,11 @@ export class HandlerThrew extends Error {
   override readonly name = 'HandlerThrew';
 }
 
+/** Somebody else is at the effect, or has its lock: rolls the transaction back, so that the position stays before the event. */
+class Busy extends Error {
+  override readonly name = 'Busy';
+}
+
 /**
  * Lets one event have its effect: fence, position, dedupe, handler and outcome in one transaction; for detached handlers the
  * intent in one, the outcome and the position in another. Rejects if anything fails; nothing is changed then,
@@ -67,9 +72,14 @@ export async function perform(
 ): Promise<Performed> {
   const { definition } = runtime;
   await ensureInboxPartition(definition.database, performance.envelope.time);
-  return definition.mode === 'detached'
-    ? performDetached(runtime, performance, around, onRun)
-    : performInTransaction(runtime, performance, around);
+  try {
+    return await (definition.mode === 'detached'
+      ? performDetached(runtime, performance, around, onRun)
+      : performInTransaction(runtime, performance, around));
+  } catch (error) {
+    if (error instanceof Busy) return 'busy';
+    throw error;
+  }
 }
 
 async function performInTransaction(
@@ -116,12 +126,12 @@ async function performDetached(
       if (standing.held === undefined && !waitsBehind(performance, standing)) {
         const verdict = await intend(queryable, arrival, { retentionMs, leaseMs: ownIntent ? 0 : leaseMs });
         if (verdict.kind === 'go') {
-          if (verdict.attempt > 1 && !ownIntent) {
+          if (verdict.uncertain && !ownIntent) {
             await raiseAlarm(queryable, name, { kind: 'uncertain', detail: { effectKey, attempt: verdict.attempt } });
           }
           return verdict;
         }
-        if (verdict.kind !== 'running') await around.move(queryable);
+        await around.move(queryable);
         return conclude(queryable, performance, arrival, standing, verdict);
       }
       await around.move(queryable);
@@ -129,27 +139,36 @@ async function performDetached(
     });
     if (typeof begun === 'string') return begun;
     attempt = begun.attempt;
-    if (attempt > 1 && !ownIntent) {
+    if (begun.uncertain && !ownIntent) {
       logger.warn('An effect was begun before and its outcome is not known; it is run again.', {
         consumer: name,
         effectKey,
         attempt,
       });
     }
-    await react(performance, { signal, attempt, effectKey });
+    try {
+      await react(performance, { signal, attempt, effectKey });
+    } catch (error) {
+      // If it can't be noted, the lease decides.
+      await database.transaction((tx) => noteFailed(database.within(tx), arrival, attempt)).catch(() => undefined);
+      throw error;
+    }
     onRun?.();
   }
-  return database.transaction(async (tx) => {
-    const queryable = database.within(tx);
-    const standing = await around.move(queryable);
-    return conclude(
-      queryable,
-      performance,
-      arrival,
-      standing,
-      await settle(queryable, arrival, { outcome: 'applied' }, attempt),
-    );
-  });
+  const outcome = { outcome: 'applied' } as const;
+  try {
+    return await database.transaction(async (tx) => {
+      const queryable = database.within(tx);
+      const standing = await around.move(queryable);
+      return conclude(queryable, performance, arrival, standing, await settle(queryable, arrival, outcome, attempt));
+    });
+  } catch (error) {
+    if (!isTurnoutError(error, 'TURNOUT_PARTITION_FENCED')) throw error;
+    // The position is the new owner's; that the effect has happened is true all the same, and its lock is enough to say so.
+    const verdict = await database.transaction((tx) => settle(database.within(tx), arrival, outcome, attempt));
+    if (verdict.kind === 'running') throw new Busy();
+    throw error;
+  }
 }
 
 async function react({ reaction, event }: Performance, context: DetachedContext): Promise<void> {
@@ -173,7 +192,7 @@ async function conclude(
     case 'early':
       return holdIt(tx, performance, arrival, blocked ? 'behind' : 'early');
     case 'running':
-      return 'busy';
+      throw new Busy();
     case 'halted':
       return holdIt(tx, performance, arrival, 'parked', new TurnoutError('TURNOUT_GATE_HALTED', verdict.reason));
     case 'reused':

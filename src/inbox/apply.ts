@@ -39,13 +39,19 @@ export type Verdict =
   | { readonly kind: 'running' }
   /** The effect key is known for another event or another body. */
   | { readonly kind: 'reused'; readonly what: string }
-  | { readonly kind: 'halted'; readonly reason: string };
+  /** The key stands still; `cause`: because of this very event. */
+  | { readonly kind: 'halted'; readonly reason: string; readonly cause: boolean };
 
 export interface ApplyOptions {
   /** How long outcomes are kept, in milliseconds; older unknown events can't be told from repeats. Default {@link defaultRetentionMs}. */
   readonly retentionMs?: number;
   /** Default true. False: the effect takes back its own writes unless it is `applied`, or always is. */
   readonly savepoint?: boolean;
+  /**
+   * After how long without a statement the server ends the transaction, and with it the lock, in milliseconds: its process
+   * was paused or cut off. A time-out that the session has already stands. Default: none.
+   */
+  readonly idleMs?: number;
 }
 
 /** 30 days. */
@@ -56,7 +62,7 @@ export const defaultRetentionMs = 30 * 24 * 60 * 60 * 1000;
  * for every verdict (an alarm may have been written), or rolls back when this rejects.
  *
  * The lock of the key (ordered) or of the effect key is taken first and kept until the transaction ends; an event waits for
- * it, a call gets `running`. `effect` runs in a savepoint. If `effect` rejects, so does `apply`,
+ * it for a second, a call doesn't, and then gets `running`. `effect` runs in a savepoint. If `effect` rejects, so does `apply`,
  * with the same error.
  *
  * @example
@@ -76,6 +82,7 @@ export async function apply(
   const entry = await enter(tx, arrival, {
     retentionMs: options.retentionMs ?? defaultRetentionMs,
     leaseMs: defaultLeaseMs,
+    idleMs: options.idleMs,
   });
   const { decision } = entry;
   if (decision.kind !== 'apply') return settled(tx, arrival, entry);
@@ -93,6 +100,8 @@ export interface Entry {
   readonly answer: unknown;
   /** How often the effect was begun before. */
   readonly attempts: number;
+  /** Whether there is an intent that is known to have failed. */
+  readonly failed: boolean;
 }
 
 interface EntryRow {
@@ -107,13 +116,14 @@ interface EntryRow {
   known_answer: string | null;
   known_attempts: number | null;
   known_lease_over: boolean | null;
+  known_failed: boolean | null;
 }
 
 /** Takes the lock, reads what there is to know, and decides. */
 export async function enter(
   tx: Queryable,
   arrival: Arrival,
-  { retentionMs, leaseMs }: { retentionMs: number; leaseMs: number },
+  { retentionMs, leaseMs, idleMs }: { retentionMs: number; leaseMs: number; idleMs?: number | undefined },
 ): Promise<Entry> {
   const { consumer, effectKey, occurredAt, source, topic, key, turn, path } = arrival;
   if (turn !== undefined && key === null) {
@@ -123,7 +133,9 @@ export async function enter(
   }
   const { rows } = await tx.query<EntryRow>(
     `select locked, too_old, gate_generation, gate_number, gate_halted, known_outcome, known_event_id, known_request_hash,
-            known_answer, known_attempts, known_lease_over
+            known_answer, known_attempts, known_lease_over, known_failed,
+            case when $11::text is not null and current_setting('idle_in_transaction_session_timeout') = '0'
+                 then set_config('idle_in_transaction_session_timeout', $11::text, true) end as idle
        from turnout.enter_inbox($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
     [
       consumer,
@@ -136,10 +148,11 @@ export async function enter(
       path === 'event',
       retentionMs,
       leaseMs,
+      idleMs === undefined ? null : String(Math.ceil(idleMs)),
     ],
   );
   const row = rows[0]!;
-  if (!row.locked) return { decision: { kind: 'running' }, answer: null, attempts: 0 };
+  if (!row.locked) return { decision: { kind: 'running' }, answer: null, attempts: 0, failed: false };
   const decision = decide({
     eventId: arrival.eventId,
     path,
@@ -153,7 +166,7 @@ export async function enter(
             outcome: row.known_outcome,
             eventId: row.known_event_id!,
             requestHash: row.known_request_hash ?? undefined,
-            leaseOver: row.known_lease_over === true,
+            leaseOver: row.known_lease_over === true || row.known_failed === true,
           },
     gate:
       row.gate_number === null
@@ -165,7 +178,7 @@ export async function enter(
           },
   });
   const answer: unknown = row.known_answer === null ? null : JSON.parse(row.known_answer);
-  return { decision, answer, attempts: row.known_attempts ?? 0 };
+  return { decision, answer, attempts: row.known_attempts ?? 0, failed: row.known_failed === true };
 }
 
 /** The verdict of a decision that lets nothing happen; writes the alarms that belong to it. */
@@ -188,8 +201,10 @@ export async function settled(tx: Queryable, arrival: Arrival, { decision, answe
         reason,
         JSON.stringify(describe(arrival)),
       ]);
-      return { kind: 'halted', reason };
+      return { kind: 'halted', reason, cause: true };
     }
+    case 'halted':
+      return { ...decision, cause: false };
     case 'apply':
       throw new Error('A decision to apply is carried out by apply().');
     default:

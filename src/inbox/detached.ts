@@ -16,13 +16,14 @@ export interface IntendOptions {
 
 /**
  * Writes the intent to have an effect. With `go` the caller commits, runs the handler, and calls {@link settle};
- * `attempt` above 1 means that an earlier attempt may have had its effect. Other verdicts are those of `apply`.
+ * `uncertain` means that an earlier attempt may have had its effect: how it ended is not known. Other verdicts are those
+ * of `apply`.
  */
 export async function intend(
   tx: Queryable,
   arrival: Arrival,
   options: IntendOptions = {},
-): Promise<Verdict | { readonly kind: 'go'; readonly attempt: number }> {
+): Promise<Verdict | { readonly kind: 'go'; readonly attempt: number; readonly uncertain: boolean }> {
   const entry = await enter(tx, arrival, {
     retentionMs: options.retentionMs ?? defaultRetentionMs,
     leaseMs: options.leaseMs ?? defaultLeaseMs,
@@ -30,7 +31,7 @@ export async function intend(
   if (entry.decision.kind !== 'apply') return settled(tx, arrival, entry);
   const attempt = entry.attempts + 1;
   await record(tx, arrival, { outcome: 'running', attempts: attempt });
-  return { kind: 'go', attempt };
+  return { kind: 'go', attempt, uncertain: attempt > 1 && !entry.failed };
 }
 
 /** Writes the outcome of an effect that {@link intend} let go. If it has one by now, that one stands. */
@@ -40,4 +41,12 @@ export async function settle(tx: Queryable, arrival: Arrival, effect: Effect, at
   if (entry.decision.kind !== 'apply') return settled(tx, arrival, entry);
   await record(tx, arrival, { ...effect, attempts: attempt });
   return { kind: 'done', outcome: effect.outcome, answer: effect.answer ?? null, repeated: false };
+}
+
+/** Notes that an effect which {@link intend} let go has failed, so that whoever tries it next needs not wait for the lease. */
+export async function noteFailed(tx: Queryable, arrival: Arrival, attempt: number): Promise<void> {
+  const entry = await enter(tx, { ...arrival, path: 'event' }, { retentionMs: defaultRetentionMs, leaseMs: -1 });
+  // Somebody else may have begun meanwhile.
+  if (entry.decision.kind !== 'apply' || entry.attempts !== attempt) return;
+  await record(tx, arrival, { outcome: 'running', reason: 'failed', attempts: attempt });
 }

@@ -2,7 +2,7 @@ export { apply, defaultLeaseMs, defaultRetentionMs } from './apply.ts';
 export type { ApplyOptions, Arrival, Effect, Verdict } from './apply.ts';
 export { decide } from './decide.ts';
 export type { Decision, Gate, KnownEffect, Outcome, Situation } from './decide.ts';
-export { intend, settle } from './detached.ts';
+export { intend, noteFailed, settle } from './detached.ts';
 export type { IntendOptions } from './detached.ts';
 export { headsBehind, hold, keysToDrain, nextHeld, release } from './held.ts';
 export type { Held, HeldMessage, HoldReason, KeyOfGate } from './held.ts';

@@ -136,10 +136,14 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
   return {
     consumer,
     maxAnswerBytes: options.maxAnswerBytes ?? 10_000_000,
-    handlerTimeoutMs: options.handlerTimeoutMs ?? 60_000,
+    handlerTimeoutMs: options.handlerTimeoutMs ?? defaultHandlerTimeoutMs,
     answer,
   };
 }
+
+const defaultHandlerTimeoutMs = 60_000;
+/** How much longer than its handler may take a transaction may stand idle, before the server ends it: its process was paused, or cut off. */
+const idleLongerMs = 5_000;
 
 /** Carries an answer without an outcome out of the transaction, which is rolled back by it. */
 class WithoutOutcome extends Error {
@@ -160,6 +164,7 @@ async function throughGate<Tx, Request>(
   logger: Logger,
 ): Promise<GateAnswer> {
   const { database, retentionMs = defaultRetentionMs, earlyWaitMs = 250, maxKeptBytes = 65_536 } = options;
+  const idleMs = (options.handlerTimeoutMs ?? defaultHandlerTimeoutMs) + idleLongerMs;
   // What is older than the inbox gets no row there, unless it is the next one of its key.
   if (arrival.turn !== undefined || Date.now() - arrival.occurredAt.getTime() < retentionMs)
     await ensureInboxPartition(database, arrival.occurredAt);
@@ -186,7 +191,7 @@ async function throughGate<Tx, Request>(
     let verdict: Verdict;
     try {
       verdict = await database.transaction((tx) =>
-        apply(database.within(tx), arrival, effect, { retentionMs, savepoint: false }),
+        apply(database.within(tx), arrival, effect, { retentionMs, savepoint: false, idleMs }),
       );
     } catch (error) {
       if (error instanceof WithoutOutcome) return { kind: 'handler', answer: error.answer, headers: {} };

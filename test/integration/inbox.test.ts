@@ -412,7 +412,7 @@ describe('two connections', () => {
 describe('detached', () => {
   test('an intent goes before the effect, its outcome after', async () => {
     const [one, two] = series(2) as [Arrival, Arrival];
-    expect(await transaction((client) => intend(client, one))).toEqual({ kind: 'go', attempt: 1 });
+    expect(await transaction((client) => intend(client, one))).toEqual({ kind: 'go', attempt: 1, uncertain: false });
     expect(await transaction((client) => intend(client, one))).toEqual({ kind: 'running' });
     expect(await transaction((client) => intend(client, two))).toMatchObject({ kind: 'early', lastNumber: 0 });
     expect(await transaction((client) => settle(client, one, { outcome: 'applied', answer: 7 }, 1))).toMatchObject({
@@ -424,13 +424,17 @@ describe('detached', () => {
       answer: 7,
       repeated: true,
     });
-    expect(await transaction((client) => intend(client, two))).toEqual({ kind: 'go', attempt: 1 });
+    expect(await transaction((client) => intend(client, two))).toEqual({ kind: 'go', attempt: 1, uncertain: false });
   });
 
   test('an intent that was left is taken up again, and counted', async () => {
     const one = arrival();
     await transaction((client) => intend(client, one));
-    expect(await transaction((client) => intend(client, one, { leaseMs: -1 }))).toEqual({ kind: 'go', attempt: 2 });
+    expect(await transaction((client) => intend(client, one, { leaseMs: -1 }))).toEqual({
+      kind: 'go',
+      attempt: 2,
+      uncertain: true,
+    });
     await transaction((client) => settle(client, one, { outcome: 'applied' }, 2));
     expect(await transaction((client) => settle(client, one, { outcome: 'dead' }, 1))).toMatchObject({
       outcome: 'applied',
