@@ -11,9 +11,11 @@ create table turnout.assignment (
   epoch       bigint not null default 0,
   owner       text,
   assigned_at timestamptz,
-  -- The event that its owners began with, and how many began with it: one that crashes the process is found by that.
+  -- The event that its owners began with, how many began with it and never told how it ended (one that ends the process
+  -- is found by that), and how often its handler has failed.
   begun_offset bigint,
   begun       integer not null default 0,
+  failed      integer not null default 0,
   primary key (consumer, topic, partition)
 ) with (fillfactor = 70);
 
@@ -65,7 +67,8 @@ create table turnout.inbox (
   generation   integer,
   number       bigint,
   path         text not null check (path in ('rpc', 'event')),
-  -- 'running' is only for detached handlers and queued work: an intent, written before the effect.
+  -- 'running' is only for detached handlers and queued work: an intent, written before the effect. With a reason it is one
+  -- that has failed, and is known to run no more.
   outcome      text not null check (outcome in ('running', 'queued', 'applied', 'rejected', 'skipped', 'dead')),
   -- SHA-256 of the request body: the same key with another body is refused (422).
   request_hash text,
@@ -179,14 +182,15 @@ create index held_number on turnout.held (consumer, source, topic, key, number);
 -- Takes the lock of an effect and then reads, under it, all that decides about it (decide() in src/inbox/decide.ts).
 -- One lock per key for ordered effects, one per effect key for others, until the transaction ends.
 -- A function and not one statement: each statement inside takes a snapshot of its own, so what is read is newer than the lock.
+-- Whoever waits, waits for a second at most, and is then told that it is not locked: the holder may be a process that was paused.
 -- The effect is looked for within a day of its time, not at the exact millisecond: a caller that cuts off the fraction
 -- or mistakes the time zone is still recognised, and only one or two partitions are searched.
 create function turnout.enter_inbox(consumer text, effect_key text, occurred_at timestamptz, source text, topic text, key text,
                                     ordered boolean, wait boolean, retention_ms bigint, lease_ms bigint)
 returns table (locked boolean, too_old boolean, gate_generation integer, gate_number text, gate_halted text,
                known_outcome text, known_event_id text, known_request_hash text, known_answer text, known_attempts integer,
-               known_lease_over boolean)
-language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+               known_lease_over boolean, known_failed boolean)
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp set lock_timeout = '1s'
 as $$
 #variable_conflict use_column
 declare
@@ -194,11 +198,15 @@ declare
     case when ordered then concat_ws(e'\x1f', 'key', enter_inbox.consumer, enter_inbox.source, enter_inbox.topic, enter_inbox.key)
          else concat_ws(e'\x1f', 'effect', enter_inbox.consumer, enter_inbox.effect_key) end, 7472);
 begin
-  locked := true;
-  if wait then
-    perform pg_advisory_xact_lock(lock_number);
-  elsif not pg_try_advisory_xact_lock(lock_number) then
-    locked := false;
+  locked := pg_try_advisory_xact_lock(lock_number);
+  if not locked and wait then
+    begin
+      perform pg_advisory_xact_lock(lock_number);
+      locked := true;
+    exception when lock_not_available then
+    end;
+  end if;
+  if not locked then
     return next;
     return;
   end if;
@@ -209,8 +217,9 @@ begin
       where g.consumer = enter_inbox.consumer and g.source = enter_inbox.source and g.topic = enter_inbox.topic and g.key = enter_inbox.key;
   end if;
   select i.outcome, i.event_id::text, i.request_hash, i.answer::text, i.attempts,
-         i.finished_at < clock_timestamp() - make_interval(secs => lease_ms / 1000.0)
-    into known_outcome, known_event_id, known_request_hash, known_answer, known_attempts, known_lease_over
+         i.finished_at < clock_timestamp() - make_interval(secs => lease_ms / 1000.0),
+         i.outcome = 'running' and i.reason is not null
+    into known_outcome, known_event_id, known_request_hash, known_answer, known_attempts, known_lease_over, known_failed
     from turnout.inbox i
     where i.consumer = enter_inbox.consumer and i.effect_key = enter_inbox.effect_key
       and i.occurred_at >= enter_inbox.occurred_at - interval '1 day' and i.occurred_at <= enter_inbox.occurred_at + interval '1 day'
@@ -307,6 +316,45 @@ begin
 end
 $$;
 
+-- Lets a consumer go on that has halted with TURNOUT_UNKNOWN_REPEAT, after somebody has looked: the event is to have its effect
+-- all the same ('apply': it never had it), or to have the outcome 'skipped' ('skip'). Then start the consumer again.
+create function turnout.accept_repeat(consumer text, effect_key text, how text, reason text)
+returns boolean -- false: no consumer has halted at it
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp set lock_timeout = '5s'
+as $$
+#variable_conflict use_column
+declare
+  detail jsonb;
+  happened timestamptz;
+begin
+  if coalesce(trim(accept_repeat.reason), '') = '' then
+    raise exception 'To accept a repeat needs a reason.' using errcode = 'TU012', detail = json_build_object('effectKey', accept_repeat.effect_key)::text;
+  end if;
+  if accept_repeat.how is null or accept_repeat.how not in ('apply', 'skip') then
+    raise exception 'A repeat is accepted by ''apply'' or ''skip'', not by %.', quote_nullable(accept_repeat.how) using errcode = 'invalid_parameter_value';
+  end if;
+  select a.detail into detail from turnout.alarm a
+    where a.consumer = accept_repeat.consumer and a.kind = 'unknown-repeat' and a.detail ->> 'effectKey' = accept_repeat.effect_key
+      and a.detail ->> 'code' = 'TURNOUT_UNKNOWN_REPEAT'
+    order by a.id desc limit 1;
+  if not found then
+    return false;
+  end if;
+  if accept_repeat.how = 'skip' then
+    happened := (detail ->> 'occurredAt')::timestamptz;
+    perform turnout.make_inbox_partition(happened);
+    insert into turnout.inbox (consumer, effect_key, occurred_at, event_id, event_type, source, topic, key, path, outcome, reason)
+      values (accept_repeat.consumer, accept_repeat.effect_key, happened, (detail ->> 'eventId')::uuid, detail ->> 'type',
+              detail ->> 'source', detail ->> 'topic', detail ->> 'key', 'event', 'skipped', accept_repeat.reason)
+      on conflict do nothing;
+  end if;
+  update turnout.alarm a
+    set detail = a.detail || jsonb_build_object('accepted', accept_repeat.how, 'acceptedBy', session_user, 'reason', accept_repeat.reason)
+    where a.consumer = accept_repeat.consumer and a.kind = 'unknown-repeat' and a.detail ->> 'effectKey' = accept_repeat.effect_key;
+  return true;
+end
+$$;
+
 -- Lets a parked event be tried again, with all its attempts: the consumer's sweep takes it, and then those behind it.
 create function turnout.retry_parked(consumer text, effect_key text)
 returns boolean -- false: no such event is parked
@@ -348,8 +396,11 @@ begin
   end if;
   happened := (headers ->> 'ce_time')::timestamptz;
   perform turnout.make_inbox_partition(happened);
-  perform turnout.enter_inbox(parked.consumer, parked.effect_key, happened, parked.source, parked.topic, parked.key,
-                              parked.number is not null, true, 0, 0);
+  perform from turnout.enter_inbox(parked.consumer, parked.effect_key, happened, parked.source, parked.topic, parked.key,
+                                   parked.number is not null, true, 0, 0) e where e.locked;
+  if not found then
+    raise exception 'The effect % is being applied just now; try again.', parked.effect_key using errcode = 'lock_not_available';
+  end if;
   -- Under the lock: a call may have brought the effect meanwhile.
   perform from turnout.held h where h.id = parked.id and h.reason = 'parked' for update;
   if not found then

@@ -96,6 +96,7 @@ begin
       ('turnout_operator', 'set_stage'),
       ('turnout_operator', 'resume_key'),
       ('turnout_operator', 'retry_parked'),
+      ('turnout_operator', 'accept_repeat'),
       ('turnout_operator', 'drop_inbox_partitions'),
       ('turnout_operator', 'skip_parked')
     ) as w (role, name)

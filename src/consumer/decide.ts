@@ -61,7 +61,13 @@ export interface Circumstances {
 export type Plan =
   /** Position and sequence advance, and that is all. */
   | { readonly kind: 'observe'; readonly why: 'before-since' | 'before-base' | 'route-rpc' | 'no-route' | 'no-handler' }
-  | { readonly kind: 'apply'; readonly turn: Turn | undefined; readonly stamped: boolean; readonly repeat: boolean }
+  | {
+      readonly kind: 'apply';
+      readonly turn: Turn | undefined;
+      readonly stamped: boolean;
+      /** What its sequence says: a number that was not passed before is proof that it is no repeat. */
+      readonly sequence: 'new' | 'passed' | 'none';
+    }
   /** It can't have its effect here and must not be passed over. */
   | {
       readonly kind: 'park';
@@ -86,7 +92,8 @@ export function planFor({ offset, since, finding, stamp, inSwitchover, handler, 
   // Routed here, so its effect is owed; its key number would be missing for ever.
   if (handler === 'none') return { kind: 'park', turn, why: 'handler-missing' };
   if (handler === 'other-version') return { kind: 'park', turn, why: 'version-unhandled' };
-  return { kind: 'apply', turn, stamped: stamp !== undefined, repeat: finding.kind === 'repeat' };
+  const sequence = finding.kind === 'repeat' ? 'passed' : finding.kind === 'off' ? 'none' : 'new';
+  return { kind: 'apply', turn, stamped: stamp !== undefined, sequence };
 }
 
 /** Why an attempt failed: the handler; two transactions in each other's way; database or broker; another owner. */

@@ -11,7 +11,7 @@ import type { Failures, Plan } from './decide.ts';
 import { drainKey } from './drain.ts';
 import { arrivalOf, classify, describeError, holdKeyOf, perform } from './perform.ts';
 import type { Performance, Runtime, Surroundings } from './perform.ts';
-import { advance, claim, countBegun, isKnown, raiseAlarm } from './position-store.ts';
+import { advance, claim, countBegun, isAccepted, isKnown, noteSurvived, raiseAlarm } from './position-store.ts';
 import type { Advance, Alarm, OwnedPartition } from './position-store.ts';
 import { readMessage, toEvent } from './read-event.ts';
 import type { Batch, SourceMessage } from './source.ts';
@@ -26,10 +26,10 @@ export interface PartitionWorker {
 const budgetMs = 2_000;
 /** After being fenced: if the group still says the partition is ours, it is claimed again, and not at once. */
 const reclaimAfterMs = 5_000;
-/** How long to wait for somebody else who is at the same effect. */
-const busyMs = 250;
+/** While somebody else is at the same effect, or has its lock. */
+const busyPolicy = { attempts: Number.POSITIVE_INFINITY, firstDelayMs: 250, maxDelayMs: 5_000 };
 const outagePolicy = { attempts: Number.POSITIVE_INFINITY, firstDelayMs: 200, maxDelayMs: 10_000 };
-/** An event that so many owners in a row have begun with and not come past is taken to end the process. */
+/** An event that so many owners have begun with without telling how it ended is taken to end the process. */
 const mostBegun = 5;
 
 /** A message and what is to be done with it. */
@@ -53,11 +53,14 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   const { name, database } = definition;
   const place = { consumer: name, topic: owned.topic, partition: owned.partition };
   let trying = attemptsAt(-1n);
-  let hasBegun = false;
+  /** Whether the next event is to be counted as begun: the first one of a claim, and one that has failed. */
+  let toCount = true;
+  /** The event that is counted as begun, and about whose end nothing is noted yet. */
+  let counted: bigint | undefined;
   let fenced = false;
 
   async function work(batch: Batch): Promise<{ next: bigint; retryAfterMs?: number }> {
-    if (fenced) return reclaim();
+    if (fenced) return reclaim(batch.signal);
     const patience = withGrace(batch.signal, definition.graceMs);
     const deadline = performance.now() + budgetMs;
     let behind: Advance = { next: owned.next, sequences: new Map(), alarms: [] };
@@ -68,7 +71,10 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
         const step = look(message, behind);
         behind = step.behind;
         if (step.plan.kind === 'observe') continue;
-        const wait = await attempt(message.offset, () => inTurn(() => carryOut(step, patience.signal)), step);
+        const wait = await attempt(message.offset, () => inTurn(() => carryOut(step, patience.signal)), {
+          step,
+          late: patience.signal,
+        });
         if (wait !== undefined) return { next: owned.next, ...wait };
         behind = { next: owned.next, sequences: new Map(), alarms: [] };
       }
@@ -129,18 +135,30 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   async function attempt(
     offset: bigint,
     run: () => Promise<Wait | undefined>,
-    step: Step | undefined,
+    of: { readonly step: Step; readonly late: AbortSignal } | undefined,
   ): Promise<Wait | undefined> {
     if (trying.offset !== offset) trying = attemptsAt(offset);
+    let wait: Wait | undefined;
     try {
-      return await run();
+      wait = await run();
     } catch (error) {
       if (error instanceof Halt) throw error.cause;
-      return await failed(error, step);
+      wait = await failed(error, of?.step, of?.late.aborted === true);
+    }
+    if (wait !== undefined && of !== undefined) await survived(offset);
+    return wait;
+  }
+
+  /** This process lives, so the event doesn't end processes: not to be taken for one that does when it is begun with again. */
+  async function survived(offset: bigint): Promise<void> {
+    const given = { offset, counted: counted === offset, failed: trying.failures.handler };
+    if (await noteSurvived(database, owned, given).catch(() => false)) {
+      toCount = true;
+      counted = undefined;
     }
   }
 
-  async function failed(error: unknown, step: Step | undefined): Promise<Wait | undefined> {
+  async function failed(error: unknown, step: Step | undefined, late: boolean): Promise<Wait | undefined> {
     const kind = await classify(database, error);
     const fields = {
       ...place,
@@ -153,8 +171,13 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
       logger.warn('The partition has a new owner; nothing was written.', fields);
       return { retryAfterMs: reclaimAfterMs };
     }
+    if (late && kind === 'handler') {
+      logger.warn('The time to finish was over; the event was rolled back, and is left to the next owner.', fields);
+      return { retryAfterMs: busyPolicy.firstDelayMs };
+    }
     const count = trying.failures;
     count[kind]++;
+    if (kind === 'handler') trying.isMine = true;
     const next = afterFailure(kind, count, step === undefined ? Number.POSITIVE_INFINITY : definition.retry.attempts);
     const reason = describeError(error);
     if (next.kind === 'retry') {
@@ -205,17 +228,22 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     if (plan.kind === 'malformed') return giveUp(step, plan.error, 0);
     if (plan.kind === 'park') return giveUp(step, parkError(plan.why, envelope!), 0);
     if (plan.kind === 'observe') return undefined;
-    if (!hasBegun) {
-      const begun = await countBegun(database, owned, message.offset);
-      hasBegun = true;
+    if (toCount) {
+      const { begun, failed } = await countBegun(database, owned, message.offset);
+      toCount = false;
+      counted = message.offset;
+      trying.failures.handler = Math.max(trying.failures.handler, failed);
       if (begun > mostBegun) {
-        const what = `The process has ended ${begun - 1} times in a row while it was at this event.`;
+        const what = `The process has ended ${begun - 1} times while it was at this event.`;
         return giveUp(step, new TurnoutError('TURNOUT_HANDLER_FAILED', what), begun - 1);
       }
     }
     // Numbered events are judged by their gate.
-    if (plan.repeat && plan.turn === undefined && !(await isKnown(database, name, step.effectKey, envelope!.time)))
-      return unknownRepeat(step);
+    let isNew = plan.sequence === 'new' && !plan.stamped;
+    if (plan.sequence === 'passed' && plan.turn === undefined) {
+      if (await isAccepted(database, name, step.effectKey)) isNew = true;
+      else if (!(await isKnown(database, name, step.effectKey, envelope!.time))) return unknownRepeat(step);
+    }
 
     const reaction = table.find(envelope!.type, envelope!.version)!;
     let event: Performance['event'];
@@ -238,8 +266,8 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
         signal,
         attempt: failures.handler + failures.conflict + 1,
         // A new sequence number is proof that it is no repeat, however old it is. A call may have brought a stamped one before.
-        retentionMs: plan.stamped || plan.repeat ? definition.retentionMs : foreverMs,
-        ownIntent: trying.ran !== 'no' || failures.handler > 0,
+        retentionMs: isNew ? foreverMs : definition.retentionMs,
+        ownIntent: trying.ran !== 'no' || trying.isMine,
         hasRun: trying.ran === 'done',
       },
       surroundings(step),
@@ -247,7 +275,18 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
         trying.ran = 'done';
       },
     );
-    if (performed === 'busy') return { retryAfterMs: busyMs };
+    if (performed === 'busy') {
+      const retryAfterMs = retryDelayMs(busyPolicy, ++trying.busy, Math.random());
+      logger.warn('Somebody else is at the same effect, or holds the lock of its key; the event waits.', {
+        ...place,
+        offset: message.offset.toString(),
+        effectKey: step.effectKey,
+        key: message.key,
+        retryAfterMs,
+      });
+      return { retryAfterMs };
+    }
+    counted = undefined;
     movedTo(step.behind);
     if (performed === 'applied' && plan.turn !== undefined) await drainAfter(envelope!);
     return undefined;
@@ -363,6 +402,10 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
       type: step.envelope?.type,
       key: step.message.key,
       code: error.code,
+      // For turnout.accept_repeat.
+      eventId: step.envelope?.id,
+      source: step.source,
+      occurredAt: step.envelope?.time.toISOString(),
     };
     await raiseAlarm(database, name, { kind, detail });
     logger.error('The consumer halts; its position stays before this event.', { ...detail, error });
@@ -375,19 +418,20 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     for (const { detail } of behind.alarms) logger.error('Events are missing: the sequence has a hole.', detail);
   }
 
-  async function reclaim(): Promise<{ next: bigint; retryAfterMs?: number }> {
+  async function reclaim(signal: AbortSignal): Promise<{ next: bigint; retryAfterMs?: number }> {
     try {
-      const [again] = await claim(database, name, owner, [owned], logger);
+      const [again] = await claim(database, name, owner, [owned], { logger, graceMs: definition.graceMs, signal });
+      if (again === undefined) return { next: owned.next };
       fenced = false;
-      hasBegun = false;
-      Object.assign(owned, {
-        epoch: again!.epoch,
-        next: again!.next,
-        sequences: again!.sequences,
-      } satisfies Partial<OwnedPartition>);
+      toCount = true;
+      counted = undefined;
+      // Another owner may have begun meanwhile.
+      trying.isMine = false;
+      const { epoch, next, sequences } = again;
+      Object.assign(owned, { epoch, next, sequences } satisfies Partial<OwnedPartition>);
       logger.info('The group still gives this partition to this process; it was claimed again.', {
         ...place,
-        epoch: again!.epoch.toString(),
+        epoch: epoch.toString(),
       });
       return { next: owned.next };
     } catch (error) {
@@ -415,10 +459,13 @@ interface Trying {
   readonly failures: { -readonly [Kind in keyof Failures]: Failures[Kind] };
   /** Whether a detached handler has come to its end, and only the outcome is missing. */
   ran: 'no' | 'done';
+  /** Whether this owner has seen an attempt fail: then an intent without an outcome is its own. */
+  isMine: boolean;
+  busy: number;
 }
 
 function attemptsAt(offset: bigint): Trying {
-  return { offset, failures: { handler: 0, conflict: 0, outage: 0 }, ran: 'no' };
+  return { offset, failures: { handler: 0, conflict: 0, outage: 0 }, ran: 'no', isMine: false, busy: 0 };
 }
 
 function parkError(

@@ -1,6 +1,7 @@
 // What a consumer keeps of its partitions: who owns them, how far they have come, how their sequences are counted.
 import type { Database, Queryable } from '../database/index.ts';
 import { TurnoutError } from '../errors/index.ts';
+import { isInTheWay } from '../inbox/index.ts';
 import type { HoldReason } from '../inbox/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
 import type { SequenceState } from './decide.ts';
@@ -41,70 +42,120 @@ export async function recordStarts(
   );
 }
 
-/** How long a claim waits for the transaction of an earlier owner, before it takes that one for a zombie and ends it. */
-const zombiePatienceMs = 3_000;
+/** How long a claim waits at a time; between two waits it looks who is in its way. */
+const claimWaitMs = 1_000;
+/** First number of the advisory lock that each transaction of an owner shares; the second one stands for the partition. */
+const ownersLock = 7473;
+
+export interface ClaimOptions {
+  readonly logger: Logger;
+  /** How long a handler of the earlier owner may still go on, in milliseconds: its transaction is not ended before. */
+  readonly graceMs: number;
+  /** Aborted when the claim is not wanted any more. */
+  readonly signal?: AbortSignal;
+}
 
 /**
  * Makes this process the owner: counts the epochs up, which waits for transactions of the previous owner that are under way
  * and lets no later one commit; then reads the positions. A transaction that doesn't end (its process is paused, or
- * cut off) would hold the partition up for ever: its backend is ended.
+ * cut off) would hold the partition up for ever: its backend is ended, when it has had its time. Others that are in the
+ * way (another claim, a migration) are waited for. All on one connection, since the pool may have no other.
+ * Gives nothing if it is not wanted any more.
  */
 export async function claim(
   database: Database,
   consumer: string,
   owner: string,
   partitions: readonly TopicPartition[],
-  logger: Logger,
+  { logger, graceMs, signal }: ClaimOptions,
 ): Promise<OwnedPartition[]> {
-  const places = JSON.stringify(partitions.map(({ topic, partition }) => ({ topic, partition })));
-  const session = await database.connect();
-  let epochs: Map<string, bigint>;
-  try {
-    const { rows: own } = await session.query<{ pid: number }>('select pg_backend_pid() as pid');
-    // Again and again: the claim of several partitions meets their earlier owners one after the other.
-    const timer = setInterval(() => void endZombies(database, own[0]!.pid, logger), zombiePatienceMs);
+  const patienceEnds = performance.now() + graceMs + claimWaitMs;
+  let epochs: Map<string, bigint> | undefined;
+  while (epochs === undefined) {
+    if (signal?.aborted === true) return [];
+    const session = await database.connect();
     try {
-      // In one order for everybody, so that two claims can't wait for each other.
-      const { rows } = await session.query<{ topic: string; partition: number; epoch: string }>(
-        `insert into turnout.assignment as a (consumer, topic, partition, epoch, owner, assigned_at)
-         select $1, p.topic, p.partition, 1, $2, clock_timestamp()
-           from jsonb_to_recordset($3::jsonb) as p (topic text, partition integer)
-          order by p.topic, p.partition
-         on conflict (consumer, topic, partition) do update
-           set epoch = a.epoch + 1, owner = excluded.owner, assigned_at = excluded.assigned_at
-         returning topic, partition, epoch::text as epoch`,
-        [consumer, owner, places],
-      );
-      epochs = new Map(rows.map((row) => [`${row.topic}/${row.partition}`, BigInt(row.epoch)]));
-    } finally {
-      clearInterval(timer);
+      epochs = await countUp(session, consumer, owner, partitions);
+      if (epochs === undefined && performance.now() > patienceEnds)
+        await endEarlierOwners(session, consumer, partitions, logger);
+      session.release();
+    } catch (error) {
+      session.release(true);
+      throw error;
     }
-    session.release();
-  } catch (error) {
-    session.release(true);
-    throw error;
   }
   // A statement of its own: it must see what the previous owner committed while the claim waited for it.
   return readPartitions(database, consumer, partitions, epochs);
 }
 
-async function endZombies(database: Database, waiting: number, logger: Logger): Promise<void> {
+/** Gives undefined, having changed nothing, if somebody is in the way for longer than a claim waits at a time. */
+async function countUp(
+  session: Queryable,
+  consumer: string,
+  owner: string,
+  partitions: readonly TopicPartition[],
+): Promise<Map<string, bigint> | undefined> {
+  await session.query('begin');
   try {
-    const { rows } = await database.query<{ pid: number; ended: boolean }>(
-      'select b.pid, pg_terminate_backend(b.pid) as ended from unnest(pg_blocking_pids($1)) as b (pid)',
-      [waiting],
+    await session.query(`set local lock_timeout = ${claimWaitMs}`);
+    // In one order for everybody, so that two claims can't wait for each other.
+    const { rows } = await session.query<{ topic: string; partition: number; epoch: string }>(
+      `insert into turnout.assignment as a (consumer, topic, partition, epoch, owner, assigned_at)
+       select $1, p.topic, p.partition, 1, $2, clock_timestamp()
+         from jsonb_to_recordset($3::jsonb) as p (topic text, partition integer)
+        order by p.topic, p.partition
+       on conflict (consumer, topic, partition) do update
+         set epoch = a.epoch + 1, owner = excluded.owner, assigned_at = excluded.assigned_at
+       returning topic, partition, epoch::text as epoch`,
+      [consumer, owner, JSON.stringify(partitions.map(({ topic, partition }) => ({ topic, partition })))],
     );
-    for (const { pid } of rows) {
-      logger.warn('A transaction of an earlier owner of the partition did not end; its connection was closed.', {
-        pid,
-      });
-    }
+    await session.query('commit');
+    return new Map(rows.map((row) => [`${row.topic}/${row.partition}`, BigInt(row.epoch)]));
   } catch (error) {
-    logger.warn(
-      'A transaction of an earlier owner of the partition does not end, and its connection can’t be closed.',
-      { error },
-    );
+    await session.query('rollback').catch(() => undefined);
+    if (sqlStateOf(error) === '55P03') return undefined;
+    throw error;
   }
+}
+
+/** Ends the backends whose transactions have passed the fence of these partitions and are still open. */
+async function endEarlierOwners(
+  session: Queryable,
+  consumer: string,
+  partitions: readonly TopicPartition[],
+  logger: Logger,
+): Promise<void> {
+  for (const { topic, partition } of partitions) {
+    const fields = { consumer, topic, partition };
+    try {
+      const { rows } = await session.query<{ pid: number }>(
+        `select l.pid, pg_terminate_backend(l.pid) as ended
+           from pg_locks l
+          where l.locktype = 'advisory' and l.classid = ${ownersLock} and l.objsubid = 2 and l.granted
+            and l.objid::bigint = (hashtext(concat_ws('/', $1::text, $2::text, $3::integer))::bigint & 4294967295)
+            and l.database = (select d.oid from pg_database d where d.datname = current_database())`,
+        [consumer, topic, partition],
+      );
+      for (const { pid } of rows) {
+        logger.warn('A transaction of an earlier owner of the partition did not end; its connection was closed.', {
+          ...fields,
+          pid,
+        });
+      }
+      if (rows.length === 0) logger.warn('A partition can’t be claimed yet: its row is locked.', fields);
+    } catch (error) {
+      logger.warn(
+        'A transaction of an earlier owner of the partition does not end, and its connection can’t be closed.',
+        { ...fields, error },
+      );
+    }
+  }
+}
+
+function sqlStateOf(error: unknown): unknown {
+  if (typeof error !== 'object' || error === null) return undefined;
+  const { code, driverError } = error as { code?: unknown; driverError?: unknown };
+  return driverError === undefined ? code : sqlStateOf(driverError);
 }
 
 async function readPartitions(
@@ -176,7 +227,7 @@ export interface Standing {
 
 /**
  * The fence: a shared lock on the assignment row, which holds off a new owner until this transaction ends, and the check
- * of its epoch. Position and sequences move in the same statement. Throws TURNOUT_PARTITION_FENCED, having changed nothing.
+ * of its epoch. An advisory lock beside it tells a claim which transactions those are. Position and sequences move in the same statement. Throws TURNOUT_PARTITION_FENCED, having changed nothing.
  */
 export async function advance(
   tx: Queryable,
@@ -193,7 +244,8 @@ export async function advance(
   }));
   const { rows } = await tx.query<{ owned: boolean; blocked: boolean; held: HoldReason | null }>(
     `with fence as (
-       select consumer, topic, partition from turnout.assignment
+       select consumer, topic, partition, pg_advisory_xact_lock_shared(${ownersLock}, hashtext(concat_ws('/', consumer, topic, partition)))
+         from turnout.assignment
         where consumer = $1 and topic = $2 and partition = $3 and epoch = $4::bigint
           for share
      ), moved as (
@@ -236,20 +288,30 @@ export async function advance(
   return { blocked: row.blocked, held: row.held ?? undefined };
 }
 
+/** What owners have noted of the event that one of them begins with. */
+export interface Begun {
+  /** How many of them have begun with it and never told how it ended, this one included. */
+  readonly begun: number;
+  /** How often its handler has failed. */
+  readonly failed: number;
+}
+
 /**
- * Notes which event the owner begins with, and gives how many owners in a row have begun with it, this one included. An
- * event that ends the process is always the first one after a restart. Throws TURNOUT_PARTITION_FENCED.
+ * Notes which event the owner begins with. An event that ends the process is always the first one after a restart.
+ * Throws TURNOUT_PARTITION_FENCED.
  */
 export async function countBegun(
-  database: Database,
+  database: Queryable,
   { consumer, topic, partition, epoch }: OwnedPartition,
   offset: bigint,
-): Promise<number> {
-  const { rows } = await database.query<{ begun: number }>(
+): Promise<Begun> {
+  const { rows } = await database.query<Begun>(
     `update turnout.assignment
-        set begun = case when begun_offset = $5::bigint then begun + 1 else 1 end, begun_offset = $5::bigint
+        set begun = case when begun_offset = $5::bigint then begun + 1 else 1 end,
+            failed = case when begun_offset = $5::bigint then failed else 0 end,
+            begun_offset = $5::bigint
       where consumer = $1 and topic = $2 and partition = $3 and epoch = $4::bigint
-      returning begun`,
+      returning begun, failed`,
     [consumer, topic, partition, epoch.toString(), offset.toString()],
   );
   const row = rows[0];
@@ -258,7 +320,32 @@ export async function countBegun(
       details: { consumer, topic, partition, epoch },
     });
   }
-  return row.begun;
+  return row;
+}
+
+/**
+ * Notes that the process has survived an attempt: takes back what {@link countBegun} noted (`counted`), and keeps how often
+ * the handler has failed by now. Also for one that is the owner no more. Waits for nobody; gives whether it could.
+ */
+export async function noteSurvived(
+  database: Queryable,
+  { consumer, topic, partition, epoch }: OwnedPartition,
+  { offset, counted, failed }: { readonly offset: bigint; readonly counted: boolean; readonly failed: number },
+): Promise<boolean> {
+  const { rows } = await database.query(
+    `update turnout.assignment a
+        set begun = case when f.same then greatest(a.begun - $6::integer, 0) else 0 end,
+            failed = case when f.same then greatest(a.failed, $7::integer) else $7::integer end,
+            begun_offset = $5::bigint
+       from (select consumer, topic, partition, begun_offset is not distinct from $5::bigint as same
+               from turnout.assignment
+              where consumer = $1 and topic = $2 and partition = $3 and (epoch = $4::bigint or begun_offset = $5::bigint)
+                for no key update skip locked) f
+      where a.consumer = f.consumer and a.topic = f.topic and a.partition = f.partition
+      returning a.partition`,
+    [consumer, topic, partition, epoch.toString(), offset.toString(), counted ? 1 : 0, failed],
+  );
+  return rows.length === 1;
 }
 
 export async function raiseAlarm(database: Queryable, consumer: string, alarm: Alarm): Promise<void> {
@@ -284,4 +371,15 @@ export async function isKnown(
     [consumer, effectKey, occurredAt.toISOString()],
   );
   return rows[0]!.known;
+}
+
+/** Whether an operator has said, by turnout.accept_repeat, that an event is to have its effect although it may be a repeat. */
+export async function isAccepted(database: Queryable, consumer: string, effectKey: string): Promise<boolean> {
+  const { rows } = await database.query<{ accepted: boolean }>(
+    `select exists (select from turnout.alarm a
+                     where a.consumer = $1 and a.kind = 'unknown-repeat'
+                       and a.detail ->> 'effectKey' = $2 and a.detail ->> 'accepted' = 'apply') as accepted`,
+    [consumer, effectKey],
+  );
+  return rows[0]!.accepted;
 }

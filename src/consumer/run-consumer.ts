@@ -73,7 +73,7 @@ export function runConsumer<Tx>(definition: ConsumerDefinition<Tx>, options: Run
         // Partitions may have been added since the start.
         for (const topic of new Set(partitions.map((place) => place.topic)))
           await requirePositions(definition, source, topic);
-        return claim(database, name, owner, partitions, logger);
+        return claim(database, name, owner, partitions, { logger, graceMs: definition.graceMs, signal: over });
       });
       for (const owned of claimed ?? [])
         workers.set(`${owned.topic}/${owned.partition}`, partitionWorker(runtime, owned, owner));

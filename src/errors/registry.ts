@@ -230,7 +230,7 @@ export const errorKinds = {
   TURNOUT_UNKNOWN_REPEAT: {
     retryable: false,
     remedy:
-      'An event at or below the last sequence was never seen here; look at turnout.alarm before the consumer goes on.',
+      'An event at or below the last sequence was never seen here; find out why, decide with turnout.accept_repeat whether it is applied or skipped, and start the consumer again.',
   },
   TURNOUT_HANDLER_FAILED: {
     retryable: true,

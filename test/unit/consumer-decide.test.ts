@@ -151,7 +151,8 @@ describe('planFor', () => {
         if (plan.kind === 'apply') {
           expect(given.handler).toBe('present');
           expect(given.refused).toBeUndefined();
-          expect(plan.repeat).toBe(given.finding.kind === 'repeat');
+          const expected = given.finding.kind === 'repeat' ? 'passed' : given.finding.kind === 'off' ? 'none' : 'new';
+          expect(plan.sequence).toBe(expected);
         }
       }),
     );
