@@ -301,13 +301,15 @@ async function openSession(
   async function eachBatch(payload: EachBatchPayload): Promise<void> {
     const { batch } = payload;
     const name = nameOf(batch);
-    // With several brokers a partition can change its leader while a batch of it is in hand.
-    await batchesInHand.get(name);
-    const work = handleBatch(payload).catch((error: unknown) => {
-      if (isTurnoutError(error, 'TURNOUT_BROKER_UNREACHABLE'))
-        logger.warn('The broker did not answer; the batch is read again.', { group, error });
-      else fail(error);
-    });
+    // With several brokers a partition can change its leader while a batch of it is in hand: one after the other.
+    const before = batchesInHand.get(name) ?? Promise.resolve();
+    const work = before
+      .then(() => handleBatch(payload))
+      .catch((error: unknown) => {
+        if (isTurnoutError(error, 'TURNOUT_BROKER_UNREACHABLE'))
+          logger.warn('The broker did not answer; the batch is read again.', { group, error });
+        else fail(error);
+      });
     batchesInHand.set(name, work);
     await work;
     if (batchesInHand.get(name) === work) batchesInHand.delete(name);
