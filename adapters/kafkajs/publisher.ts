@@ -21,6 +21,8 @@ export type KafkaPublisherLike = Pick<Kafka, 'admin' | 'consumer' | 'producer'>;
 export interface KafkaJsPublisherOptions {
   /** How long the broker may wait for its replicas before a send fails. Default 30,000 ms. */
   readonly ackTimeoutMs?: number;
+  /** How long one look at the last records of the topics may take; there are two. Default 10,000 ms. */
+  readonly lastRecordsTimeoutMs?: number;
 }
 
 /**
@@ -34,7 +36,7 @@ export interface KafkaJsPublisherOptions {
  * const publisher = kafkaJsPublisher(new Kafka({ brokers: ['localhost:9092'] }));
  */
 export function kafkaJsPublisher(kafka: KafkaPublisherLike, options: KafkaJsPublisherOptions = {}): Publisher {
-  const { ackTimeoutMs = 30_000 } = options;
+  const { ackTimeoutMs = 30_000, lastRecordsTimeoutMs = 10_000 } = options;
   let connected = false;
   let current: Promise<Life> | undefined;
 
@@ -96,7 +98,7 @@ export function kafkaJsPublisher(kafka: KafkaPublisherLike, options: KafkaJsPubl
         const metadata = await admin.fetchTopicMetadata({ topics: existing });
         return new Map(metadata.topics.map(({ name, partitions }) => [name, partitions.length]));
       }),
-    lastRecords: (topics) => lastRecords(kafka, topics),
+    lastRecords: (topics) => lastRecords(kafka, topics, lastRecordsTimeoutMs),
     async disconnect() {
       connected = false;
       const opened = current;
@@ -140,14 +142,16 @@ function toTopicMessages(batches: readonly PartitionBatch[]): TopicMessages[] {
   return [...topics].map(([topic, messages]) => ({ topic, messages }));
 }
 
-// A broker that is slow to answer is waited for; one that has nothing but markers of transactions at its end would be for ever.
-const lastRecordsDeadlineMs = 10_000;
 const lastRecordsAttempts = 5;
 /** Compaction and markers of transactions leave offsets without a record: the last record is looked for among these. */
 const lookBack = 16n;
 
 /** kafkajs reads in a group only: one that nobody else knows, commits nothing, and goes when its only member leaves. */
-async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[]): Promise<LastRecord[]> {
+async function lastRecords(
+  kafka: KafkaPublisherLike,
+  topics: readonly string[],
+  timeoutMs: number,
+): Promise<LastRecord[]> {
   const wanted = await withAdmin(kafka, async (admin) => {
     const ends: End[] = [];
     for (const topic of await existingTopics(admin, topics)) {
@@ -159,10 +163,30 @@ async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[])
     }
     return ends;
   });
+  if (wanted.length === 0) return [];
+  const found = await readEnds(kafka, wanted, timeoutMs);
+  const nothingOf = (records: readonly LastRecord[]): End[] =>
+    wanted.filter((end) => !records.some((each) => each.topic === end.topic && each.partition === end.partition));
+  // One that is slow to answer gets a second chance; one that ends in nothing but markers of transactions would need one for ever.
+  if (nothingOf(found).length > 0) found.push(...(await readEnds(kafka, nothingOf(found), timeoutMs)));
+  if (found.length === 0) {
+    throw new TurnoutError('TURNOUT_BROKER_UNREACHABLE', `No last record was given within ${2 * timeoutMs} ms.`);
+  }
+  return [...found, ...nothingOf(found).map(({ topic, partition }) => ({ topic, partition, message: undefined }))];
+}
+
+interface End {
+  readonly topic: string;
+  readonly partition: number;
+  readonly from: bigint;
+  readonly high: bigint;
+}
+
+async function readEnds(kafka: KafkaPublisherLike, wanted: readonly End[], timeoutMs: number): Promise<LastRecord[]> {
   // A broker that has just started, or whose coordinator moves, makes kafkajs give up a group that it would get a moment later.
   for (let attempt = 1; ; attempt++) {
     try {
-      return wanted.length === 0 ? [] : await readEnds(kafka, wanted);
+      return await readInGroup(kafka, wanted, timeoutMs);
     } catch (error) {
       if (attempt === lastRecordsAttempts)
         throw asBrokerError(error, 'The last records can’t be read', {}, 'TURNOUT_BROKER_UNREACHABLE');
@@ -173,14 +197,12 @@ async function lastRecords(kafka: KafkaPublisherLike, topics: readonly string[])
   }
 }
 
-interface End {
-  readonly topic: string;
-  readonly partition: number;
-  readonly from: bigint;
-  readonly high: bigint;
-}
-
-async function readEnds(kafka: KafkaPublisherLike, wanted: readonly End[]): Promise<LastRecord[]> {
+/** What was found of them in time. */
+async function readInGroup(
+  kafka: KafkaPublisherLike,
+  wanted: readonly End[],
+  timeoutMs: number,
+): Promise<LastRecord[]> {
   const found = new Map<string, LastRecord>();
   const missing = new Map(wanted.map((end) => [`${end.topic}/${end.partition}`, end]));
   const consumer = kafka.consumer({
@@ -196,16 +218,7 @@ async function readEnds(kafka: KafkaPublisherLike, wanted: readonly End[]): Prom
     const settled = new Promise<void>((resolve, reject) => {
       settle = resolve;
       consumer.on(consumer.events.CRASH, ({ payload }) => reject(payload.error));
-      timer = setTimeout(() => {
-        if (found.size > 0) resolve();
-        else
-          reject(
-            new TurnoutError(
-              'TURNOUT_BROKER_UNREACHABLE',
-              `The last records were not given within ${lastRecordsDeadlineMs} ms.`,
-            ),
-          );
-      }, lastRecordsDeadlineMs);
+      timer = setTimeout(resolve, timeoutMs);
     });
     settled.catch(() => undefined);
     await consumer.run({
@@ -216,7 +229,11 @@ async function readEnds(kafka: KafkaPublisherLike, wanted: readonly End[]): Prom
         const before = messages.filter(({ offset }) => end !== undefined && BigInt(offset) < end.high);
         const last = before.at(-1);
         if (end === undefined || last === undefined) return;
-        found.set(name, { topic, partition, message: toMessage(last) });
+        // Sources may share a topic: the newest of each.
+        for (const each of before) {
+          const message = toMessage(each);
+          found.set(`${name}/${message.headers['ce_source'] ?? ''}`, { topic, partition, message });
+        }
         if (BigInt(last.offset) === end.high - 1n) missing.delete(name);
         if (missing.size === 0) settle();
       },

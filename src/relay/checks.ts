@@ -116,6 +116,13 @@ export async function checkRewound(
   const topics = [...catalogue.partitions.keys()];
   if (topics.length > 0) {
     const records = await publisher.lastRecords(topics);
+    const unread = records.filter(({ message }) => message === undefined);
+    if (unread.length > 0) {
+      const partitions = unread.map(({ topic, partition }) => `${topic}/${partition}`);
+      logger.warn('The last records of some partitions can’t be read in time: they are not compared with the outbox.', {
+        partitions,
+      });
+    }
     const found = findings(
       records,
       catalogue,
@@ -161,6 +168,7 @@ export function findings(
   unreadable: (record: { topic: string; partition: number; error: unknown }) => void,
 ): Finding[] {
   return records.flatMap(({ topic, partition, message }) => {
+    if (message === undefined) return [];
     const source = message.headers['ce_source'] ?? '';
     const generation = catalogue.generations.get(source);
     // Written by another database's relay, or by something that isn't Turnout: it says nothing about this database.

@@ -7,11 +7,12 @@ export interface PartitionBatch {
   readonly messages: readonly Message[];
 }
 
-/** The newest record of a partition: what the relay compares with its outbox before it publishes. */
+/** A newest record of a partition: what the relay compares with its outbox before it publishes. */
 export interface LastRecord {
   readonly topic: string;
   readonly partition: number;
-  readonly message: Message;
+  /** Undefined: the partition has records, and none could be read in time. */
+  readonly message: Message | undefined;
 }
 
 /**
@@ -31,7 +32,7 @@ export interface Publisher {
   send(batches: readonly PartitionBatch[]): Promise<void>;
   /** Partition counts of the topics that exist; a topic that doesn't is missing from the map. */
   partitionCounts(topics: readonly string[]): Promise<Map<string, number>>;
-  /** The newest record of each partition that has any. */
+  /** The newest record of each source (`ce_source`), as far as it is among the last few of a partition, for each partition that has any. */
   lastRecords(topics: readonly string[]): Promise<LastRecord[]>;
   disconnect(): Promise<void>;
 }

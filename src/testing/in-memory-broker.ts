@@ -113,8 +113,8 @@ export function inMemoryBroker(options: InMemoryBrokerOptions = {}): InMemoryBro
         requireReachable(state);
         return topics.flatMap((topic) =>
           (state.topics.get(topic) ?? []).flatMap((log, partition) => {
-            const message = log.messages.at(-1);
-            return message === undefined ? [] : [{ topic, partition, message }];
+            const newest = new Map(log.messages.map((message) => [message.headers['ce_source'], message]));
+            return [...newest.values()].map((message) => ({ topic, partition, message }));
           }),
         );
       },

@@ -139,14 +139,29 @@ export function publisherContract(name: string, broker: () => PublisherUnderTest
       const records = await publisher.lastRecords([topic, empty, uniqueName('missing')]);
       const seen = records.map(({ partition, message }) => [
         partition,
-        message.key,
-        message.headers['ce_id'],
-        message.value?.toString(),
+        message?.key,
+        message?.headers['ce_id'],
+        message?.value?.toString(),
       ]);
       expect(seen.toSorted(([a], [b]) => Number(a) - Number(b))).toEqual([
         [0, '39', 'id-39', 'value 39'],
         [2, '100', 'id-100', 'value 100'],
       ]);
+    });
+
+    test('gives the newest record of each source that shares a partition', async () => {
+      const topic = await topicOf(1);
+      const publisher = await connected();
+      const of = (source: string, id: string): Message => ({
+        key: null,
+        value: Buffer.from('{}'),
+        headers: { ce_source: source, ce_id: id },
+      });
+      await publisher.send([
+        { topic, partition: 0, messages: [of('a', '1'), of('b', '2'), of('b', '3'), of('a', '4'), of('c', '5')] },
+      ]);
+      const records = await publisher.lastRecords([topic]);
+      expect(records.map(({ message }) => message?.headers['ce_id']).toSorted()).toEqual(['3', '4', '5']);
     });
 
     test('sends only while it is connected, and can be connected again', async () => {

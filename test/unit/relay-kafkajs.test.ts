@@ -104,4 +104,37 @@ describe('kafkaJsPublisher', () => {
     expect(producers()).toBe(2);
     await publisher.disconnect();
   });
+
+  test('names partitions whose last record is not given in time, after a second look', async () => {
+    let looks = 0;
+    const kafka = {
+      producer: () => ({ connect: async () => undefined, disconnect: async () => undefined }),
+      admin: () => ({
+        connect: async () => undefined,
+        disconnect: async () => undefined,
+        listTopics: async () => ['orders'],
+        fetchTopicOffsets: async () => [0, 1].map((partition) => ({ partition, low: '0', high: '1' })),
+      }),
+      consumer: () => ({
+        events: {},
+        connect: async () => undefined,
+        disconnect: async () => undefined,
+        subscribe: async () => undefined,
+        on: () => undefined,
+        seek: () => undefined,
+        // It never gives what partition 1 has.
+        async run({ eachBatch }: { eachBatch(payload: unknown): Promise<void> }) {
+          looks++;
+          const message = { offset: '0', key: null, value: null, headers: { ce_source: 'orders' } };
+          await eachBatch({ batch: { topic: 'orders', partition: 0, messages: [message] } });
+        },
+      }),
+    } as unknown as KafkaPublisherLike;
+    const records = await kafkaJsPublisher(kafka, { lastRecordsTimeoutMs: 20 }).lastRecords(['orders']);
+    expect(records).toEqual([
+      { topic: 'orders', partition: 0, message: { key: null, value: null, headers: { ce_source: 'orders' } } },
+      { topic: 'orders', partition: 1, message: undefined },
+    ]);
+    expect(looks).toBe(2);
+  });
 });
