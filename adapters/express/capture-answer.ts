@@ -80,11 +80,22 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
     return response;
   };
 
+  const destroyIt = response.destroy.bind(response);
+  // What a stream does to the response it is piped into, when it breaks: there will be no end of this answer.
+  const destroy = (error?: Error): ServerResponse => {
+    if (!ended) {
+      const what = 'The handler destroyed its response before the end.';
+      settle.reject(abandoning(new TurnoutError('TURNOUT_HANDLER_FAILED', what, { cause: error })));
+    }
+    return destroyIt(error);
+  };
+
   const overridden = {
     write: { value: write },
     end: { value: end },
     writeHead: { value: writeHead },
     flushHeaders: { value: () => void (sent = true) },
+    destroy: { value: destroy },
     headersSent: { get: () => sent },
     writableEnded: { get: () => ended },
   };

@@ -1,7 +1,7 @@
 import type { Request, RequestHandler } from 'express';
 import { abandoning } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
-import type { Endpoint, GateAnswer } from '../../src/switchover/index.ts';
+import type { Endpoint, GateAnswer, HandlerAnswer } from '../../src/switchover/index.ts';
 import { captureAnswer, mute } from './capture-answer.ts';
 import { bodyOf } from './request-body.ts';
 
@@ -32,8 +32,8 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
             givenUp = true;
             throw error;
           });
-          // Nobody handled it: then Express's own 404 refuses nothing.
-          return { ...captured, handled: request.route !== undefined };
+          // Nobody handled it: then the 404 refuses nothing.
+          return { ...captured, handled: request.route !== undefined && !isExpressOwn404(request, captured) };
         } finally {
           clearTimeout(timer);
           capture.release();
@@ -52,6 +52,18 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
     response.end(body);
     if (givenUp) mute(response);
   };
+}
+
+/**
+ * Whether this is what Express answers when every handler has passed the request on. `request.route` doesn't tell: it stays
+ * when a route that matched calls `next()`.
+ */
+function isExpressOwn404({ method }: Request, { status, headers, body }: HandlerAnswer): boolean {
+  return (
+    status === 404 &&
+    headers['content-security-policy'] === "default-src 'none'" &&
+    body.includes(`<pre>Cannot ${method} `)
+  );
 }
 
 /** The handler may go on; what it then writes through a joined pool is refused. */

@@ -46,6 +46,12 @@ export interface EndpointOptions<Tx, Request> {
   readonly maxAnswerBytes?: number;
   /** The largest answer body that is kept for repeats, in bytes. Default 64 kB; a repeat of a larger one has no body. */
   readonly maxKeptBytes?: number;
+  /**
+   * Whether a 4xx of the handler refuses the effect for good (`rejected`); otherwise the call is made again. Default: all but
+   * those that middleware gives about credentials, size, shape or the moment (401, 403, 405, 407, 408, 413, 415, 421, 425, 429).
+   * For a handler that refuses with one of these, or answers another that it may take back.
+   */
+  readonly isDefinitive?: (status: number) => boolean;
   readonly logger?: Logger;
 }
 
@@ -63,7 +69,7 @@ export interface HandlerAnswer {
   readonly status: number;
   readonly headers: Readonly<Record<string, string | readonly string[]>>;
   readonly body: Buffer;
-  /** False: nobody handled the request (no route matched), so a 404 refuses nothing. Default true. */
+  /** False: nobody handled the request (no route matched, or all passed it on), so a 404 refuses nothing. Default true. */
   readonly handled?: boolean;
 }
 
@@ -164,6 +170,7 @@ async function throughGate<Tx, Request>(
   logger: Logger,
 ): Promise<GateAnswer> {
   const { database, retentionMs = defaultRetentionMs, earlyWaitMs = 250, maxKeptBytes = 65_536 } = options;
+  const { isDefinitive = isDefinitiveByDefault } = options;
   const idleMs = (options.handlerTimeoutMs ?? defaultHandlerTimeoutMs) + idleLongerMs;
   // What is older than the inbox gets no row there, unless it is the next one of its key.
   if (arrival.turn !== undefined || Date.now() - arrival.occurredAt.getTime() < retentionMs)
@@ -176,7 +183,7 @@ async function throughGate<Tx, Request>(
       // A transaction in the transaction: a savepoint that also tells what was published inside how it ended.
       await database.transaction(async () => {
         given = await handler();
-        outcome = outcomeOf(given, maxKeptBytes);
+        outcome = outcomeOf(given, isDefinitive, maxKeptBytes);
         if (outcome === undefined) throw new WithoutOutcome(given);
         if (outcome.outcome !== 'applied') throw new Refused();
       });
@@ -278,14 +285,23 @@ const notKept = new Set([
   'upgrade',
 ]);
 
-/** A refusal that may be another one later: of the caller's credentials, or of the moment. */
-const notDefinitive = new Set([401, 407, 408, 421, 425, 429]);
+/**
+ * Refusals that may be other ones later: of the caller's credentials, of the moment, or of a size and a shape that
+ * middleware looks at before the handler does. Taken for the handler's word, they would lose the effect.
+ */
+const notDefinitive = new Set([401, 403, 405, 407, 408, 413, 415, 421, 425, 429]);
+
+const isDefinitiveByDefault = (status: number): boolean => !notDefinitive.has(status);
 
 /** What an answer says of the effect; undefined: nothing that could be relied on. */
-function outcomeOf(answer: HandlerAnswer, maxKeptBytes: number): Effect | undefined {
+function outcomeOf(
+  answer: HandlerAnswer,
+  isDefinitive: (status: number) => boolean,
+  maxKeptBytes: number,
+): Effect | undefined {
   const { status, handled = true } = answer;
   if (status >= 200 && status < 300) return { outcome: 'applied', answer: kept(answer, maxKeptBytes) };
-  if (status < 400 || status >= 500 || notDefinitive.has(status) || (status === 404 && !handled)) return undefined;
+  if (status < 400 || status >= 500 || (status === 404 && !handled) || !isDefinitive(status)) return undefined;
   return { outcome: 'rejected', answer: kept(answer, maxKeptBytes), reason: `the handler answered ${status}` };
 }
 

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { request as httpRequest } from 'node:http';
+import { pipeline, Readable } from 'node:stream';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import type { Request } from 'express';
 import { waitFor } from '../support/index.ts';
@@ -232,20 +233,23 @@ describe('one effect', () => {
     expect(await s.effects()).toEqual([]);
   });
 
-  test.each([500, 503, 302, 401, 429])('that ends with %i has no outcome, and nothing of it stays', async (status) => {
-    const s = await service();
-    const { handler } = s.behaviour;
-    s.behaviour.handler = (_request, response, next) => {
-      s.legacyPool
-        .query('insert into effects (step) values (1)')
-        .then(() => response.status(status).set('location', '/').send('sorry'), next);
-    };
-    const headers = gateHeaders();
-    expect(await post(s.url, headers)).toMatchObject({ status, outcome: null, error: null, text: 'sorry' });
-    expect(await s.effects()).toEqual([]);
-    s.behaviour.handler = handler;
-    expect(await post(s.url, headers)).toMatchObject({ outcome: 'applied' });
-  });
+  test.each([500, 503, 302, 401, 403, 405, 413, 415, 429])(
+    'that ends with %i has no outcome, and nothing of it stays',
+    async (status) => {
+      const s = await service();
+      const { handler } = s.behaviour;
+      s.behaviour.handler = (_request, response, next) => {
+        s.legacyPool
+          .query('insert into effects (step) values (1)')
+          .then(() => response.status(status).set('location', '/').send('sorry'), next);
+      };
+      const headers = gateHeaders();
+      expect(await post(s.url, headers)).toMatchObject({ status, outcome: null, error: null, text: 'sorry' });
+      expect(await s.effects()).toEqual([]);
+      s.behaviour.handler = handler;
+      expect(await post(s.url, headers)).toMatchObject({ outcome: 'applied' });
+    },
+  );
 
   test('whose handler throws has no outcome, and nothing of it stays', async () => {
     const s = await service();
@@ -265,6 +269,62 @@ describe('one effect', () => {
     const s = await service();
     expect(await post(`${s.base}/mounted/nowhere`, gateHeaders())).toMatchObject({ status: 404, outcome: null });
     expect(await s.inbox()).toEqual([]);
+  });
+
+  test('that a route leaves to the next is not refused by the 404 that Express answers then', async () => {
+    const s = await service();
+    const { handler } = s.behaviour;
+    s.behaviour.handler = (_request, _response, next) => next();
+    const headers = gateHeaders();
+    expect(await post(s.url, headers)).toMatchObject({
+      status: 404,
+      outcome: null,
+      text: expect.stringContaining('Cannot POST /effects'),
+    });
+    expect(await s.inbox()).toEqual([]);
+    s.behaviour.handler = handler;
+    expect(await post(s.url, headers)).toMatchObject({ status: 201, outcome: 'applied' });
+  });
+
+  test('is refused by whichever status the endpoint says', async () => {
+    const s = await service({ isDefinitive: (status) => status === 403 });
+    const answer = (status: number) => {
+      s.behaviour.handler = (_request, response) => void response.status(status).send('no');
+      return post(s.url, gateHeaders());
+    };
+    expect(await answer(403)).toMatchObject({ status: 403, outcome: 'rejected' });
+    expect(await answer(404)).toMatchObject({ status: 404, outcome: null });
+    expect(await answer(500)).toMatchObject({ status: 500, outcome: null });
+    s.behaviour.handler = (_request, _response, next) => next();
+    expect(await post(s.url, gateHeaders())).toMatchObject({ status: 404, outcome: null });
+  });
+
+  test('whose handler destroys the response has no outcome, at once', async () => {
+    const s = await service({ handlerTimeoutMs: 30_000 });
+    const { handler } = s.behaviour;
+    const late = vi.fn();
+    s.behaviour.handler = (_request, response) => {
+      void (async () => {
+        await s.legacyPool.query('insert into effects (step) values (1)');
+        const broken = Readable.from(
+          (async function* () {
+            yield await Promise.resolve('half of it');
+            throw new Error('the source broke');
+          })(),
+        );
+        pipeline(broken, response, (error) => late(error));
+        await waitFor(() => late.mock.calls.length === 1);
+        await s.legacyPool.query('insert into effects (step) values (2)').catch(late);
+      })();
+    };
+    const headers = gateHeaders();
+    // As without the gate: the connection breaks.
+    await expect(post(s.url, headers)).rejects.toThrow();
+    await waitFor(() => late.mock.calls.length === 2);
+    expect(late.mock.calls).toMatchObject([[{ message: 'the source broke' }], [{ code: 'TURNOUT_JOIN_REFUSED' }]]);
+    s.behaviour.handler = handler;
+    expect(await post(s.url, headers)).toMatchObject({ status: 201, outcome: 'applied' });
+    expect(await s.effects()).toEqual([1]);
   });
 
   test('whose handler swallowed a failed statement keeps nothing and is not called applied', async () => {
