@@ -266,6 +266,7 @@ describe('turnout_consumer', () => {
       name: 'loyalty',
       from: 'beginning',
       inSwitchover: [OrderPlaced],
+      graceMs: 500,
       retry: { attempts: 2, firstDelayMs: 1, maxDelayMs: 1 },
       handlers: [
         on(OrderPlaced, async (event, { tx }) => {
@@ -278,7 +279,9 @@ describe('turnout_consumer', () => {
     await pool.query(`insert into turnout.assignment (consumer, topic, partition) values ('loyalty', 'orders', 0)`);
     const zombie = await pool.connect();
     const ended = new Promise<void>((resolve) => zombie.on('error', () => resolve()));
-    await zombie.query('begin; select from turnout.assignment for share');
+    await zombie.query(
+      `begin; select pg_advisory_xact_lock_shared(7473, hashtext('loyalty/orders/0')) from turnout.assignment for share`,
+    );
     await started(runConsumer(loyalty, { source: broker.source(), sweepEveryMs: 50 }));
     await ended;
     zombie.release(true);
@@ -340,6 +343,7 @@ describe('turnout_consumer', () => {
 
     const operator = await w.as('operator', 1);
     await operator.query(`select turnout.resume_key('loyalty', 'orders', 'orders', 'a', 'looked at by hand')`);
+    await operator.query(`select turnout.accept_repeat('loyalty', 'loyalty.unheard-of', 'skip', 'looked at by hand')`);
     expect(await call(3)).toBe('applied');
   });
 });
