@@ -97,7 +97,11 @@ async function countUp(
 ): Promise<Map<string, bigint> | undefined> {
   await session.query('begin');
   try {
-    await session.query(`set local lock_timeout = ${claimWaitMs}`);
+    // Neither wait for ever, nor be waited for if this process is paused before the commit.
+    await session.query(
+      "select set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)",
+      [String(claimWaitMs), String(5 * claimWaitMs)],
+    );
     // In one order for everybody, so that two claims can't wait for each other.
     const { rows } = await session.query<{ topic: string; partition: number; epoch: string }>(
       `insert into turnout.assignment as a (consumer, topic, partition, epoch, owner, assigned_at)
