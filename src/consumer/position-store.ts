@@ -1,7 +1,6 @@
 // What a consumer keeps of its partitions: who owns them, how far they have come, how their sequences are counted.
 import type { Database, Queryable } from '../database/index.ts';
 import { TurnoutError } from '../errors/index.ts';
-import { isInTheWay } from '../inbox/index.ts';
 import type { HoldReason } from '../inbox/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
 import type { SequenceState } from './decide.ts';
