@@ -35,6 +35,7 @@ export {
   switchoverStatus,
 } from './switchover/index.ts';
 export type {
+  CallRetryPolicy,
   Endpoint,
   EndpointOptions,
   RpcAnswer,

@@ -3,11 +3,18 @@ import { TurnoutError } from './errors/index.ts';
 import type { AnyEventDefinition, EventDefinition, TurnoutEvent } from './event/index.ts';
 import { isName } from './event/index.ts';
 import { silentLogger, sleep } from './lifecycle/index.ts';
-import type { Logger, RetryPolicy } from './lifecycle/index.ts';
+import type { Logger } from './lifecycle/index.ts';
 import { lockKeys, publishEvents, runTransaction } from './outbox/index.ts';
 import type { PublishedEvent, PublishedStamp } from './outbox/index.ts';
 import { callQueue, defaultCallRetry } from './switchover/index.ts';
-import type { AnsweredOutcome, CallQueue, Delivered, RpcAnswer, SwitchoverDefinition } from './switchover/index.ts';
+import type {
+  AnsweredOutcome,
+  CallQueue,
+  CallRetryPolicy,
+  Delivered,
+  RpcAnswer,
+  SwitchoverDefinition,
+} from './switchover/index.ts';
 
 /** What came of the call that an event owed to a consumer. */
 export type Reply =
@@ -125,7 +132,7 @@ export interface TurnoutOptions<Tx, Open = Tx> {
   /** Calls that wait for a place at most; the sweeper makes the others. Default 1,000. */
   readonly maxWaiting?: number;
   /** When calls that were not answered are due again; default from 1 s up to 60 s. */
-  readonly retry?: RetryPolicy;
+  readonly retry?: CallRetryPolicy;
 }
 
 /**

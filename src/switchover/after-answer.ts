@@ -14,8 +14,11 @@ export type Next =
   | { readonly kind: 'poll' }
   /** Events of the key are missing there: send those above `after`, then this one again. */
   | { readonly kind: 'resend'; readonly after: Turn }
-  /** Still owed: call again later. `needsSomeone`: calling again won't help until somebody has looked. */
-  | { readonly kind: 'pending'; readonly why: string; readonly needsSomeone: boolean };
+  /**
+   * Still owed: call again later. `needsSomeone`: calling again won't help until somebody has looked. `uncertain`: it may
+   * have had its effect, and may have it again with every call.
+   */
+  | { readonly kind: 'pending'; readonly why: string; readonly needsSomeone: boolean; readonly uncertain?: boolean };
 
 /**
  * What follows from an answer. Only one that carries the gate's outcome ends a call: the 404 of a proxy, the 401 of a
@@ -28,8 +31,16 @@ export function afterAnswer(turn: Turn | undefined, answered: Answered): Next {
   if (outcome !== undefined)
     return { kind: 'done', outcome, rejected: outcome === 'rejected' || (outcome === 'duplicate' && status >= 400) };
   const error = headers['turnout-error']?.trim();
-  if (error === undefined)
-    return { kind: 'pending', why: `status ${status} without the consumer's outcome`, needsSomeone: false };
+  if (error === undefined) {
+    // An endpoint without the gate, or a proxy that drops its headers: it looks as if the effect were had, but nobody says so.
+    const uncertain = status >= 200 && status < 300;
+    return {
+      kind: 'pending',
+      why: `status ${status} without the consumer's outcome`,
+      needsSomeone: uncertain,
+      uncertain,
+    };
+  }
   if (status === 409) return { kind: 'poll' };
   if (status === 425) {
     const after = missingAfter(turn, parseTurn(headers['turnout-last-number']));

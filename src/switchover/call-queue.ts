@@ -1,7 +1,7 @@
 import type { Queryable } from '../database/index.ts';
-import type { Logger, RetryPolicy } from '../lifecycle/index.ts';
+import type { Logger } from '../lifecycle/index.ts';
 import { deliverCall } from './deliver-call.ts';
-import type { Delivered, OwedCall } from './deliver-call.ts';
+import type { CallRetryPolicy, Delivered, OwedCall } from './deliver-call.ts';
 
 /** Makes the calls of a publishing process, right after their commits. */
 export interface CallQueue {
@@ -17,7 +17,7 @@ export interface CallQueue {
 export interface CallQueueOptions {
   readonly database: Queryable;
   readonly logger: Logger;
-  readonly retry: RetryPolicy;
+  readonly retry: CallRetryPolicy;
   /** How many calls are in flight at most. */
   readonly concurrency: number;
   /** How many wait at most; with a callee that hangs, they would fill the memory. */

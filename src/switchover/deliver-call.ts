@@ -3,6 +3,8 @@
 //   call ── outcome in the answer ───────────────► the row is deleted: done
 //    │ ├─ 409 with Turnout-Error ────────────────► ask again until `patienceMs` have passed
 //    │ ├─ 425 with Turnout-Last-Number ──────────► the missing events of the key, in order, through their calls; then again
+//    │ ├─ 2xx without an outcome ────────────────► the row stays, an error is logged; again after a long while: each call may have
+//    │ │                                           the effect once more, and only somebody can find out why
 //    │ └─ anything else, no answer, too late ────► the row stays, and says when it is due: the sweeper goes on
 //    └ a crash anywhere ─────────────────────────► the row stays
 import type { Queryable } from '../database/index.ts';
@@ -36,12 +38,23 @@ export interface DeliveryOptions {
   readonly logger: Logger;
   /** How long to go on asking a consumer that says "running", in milliseconds. */
   readonly patienceMs: number;
-  readonly retry: RetryPolicy;
+  readonly retry: CallRetryPolicy;
   readonly random?: () => number;
 }
 
+/** When a call without an outcome is made again. It is never given up, whatever `attempts` says. */
+export interface CallRetryPolicy extends RetryPolicy {
+  /**
+   * Wait after a success that carries no outcome, in milliseconds, at least: the effect may have happened, and may happen
+   * again with each call. Default 600,000.
+   */
+  readonly uncertainDelayMs?: number;
+}
+
+const defaultUncertainDelayMs = 600_000;
+
 /** Waits before a call that was not answered is due again. */
-export const defaultCallRetry: RetryPolicy = {
+export const defaultCallRetry: CallRetryPolicy = {
   attempts: Number.POSITIVE_INFINITY,
   firstDelayMs: 1_000,
   maxDelayMs: 60_000,
@@ -85,7 +98,9 @@ async function postpone(
 ): Promise<void> {
   const effectKey = effectKeyOf(owed.switchover.consumer, owed.event.id);
   // A key that others are at comes free soon; a callee that is down does not.
-  const delayMs = result.soon ? retry.firstDelayMs : retryDelayMs(retry, owed.attempt, random());
+  const usualMs = result.soon ? retry.firstDelayMs : retryDelayMs(retry, owed.attempt, random());
+  const delayMs =
+    result.uncertain === true ? Math.max(usualMs, retry.uncertainDelayMs ?? defaultUncertainDelayMs) : usualMs;
   const { rowCount } = await database.query(
     `update turnout.rpc_delivery d
         set due_at = clock_timestamp() + make_interval(secs => $2::float8 / 1000), attempts = greatest(d.attempts, $3), last_error = $4
@@ -101,7 +116,12 @@ async function postpone(
     why: result.why,
     againInMs: delayMs,
   };
-  if (result.needsSomeone) logger.error('A call is refused and will be until somebody has looked.', fields);
+  if (result.uncertain === true)
+    logger.error(
+      'A call was answered with success, but without the consumer’s outcome: it may have its effect again each time. Look whether its endpoint is behind the gate, and who drops Turnout-Outcome on the way.',
+      fields,
+    );
+  else if (result.needsSomeone) logger.error('A call is refused and will be until somebody has looked.', fields);
   else if (!result.soon) logger.warn('A call is still owed.', fields);
 }
 
@@ -111,6 +131,7 @@ interface PendingCall {
   readonly needsSomeone: boolean;
   /** Not a failure of the callee: others are at the key. */
   readonly soon: boolean;
+  readonly uncertain?: boolean | undefined;
 }
 
 type CallResult = Extract<Delivered, { kind: 'done' }> | PendingCall;
@@ -131,7 +152,7 @@ async function callUntilAnswered(owed: OwedCall, options: DeliveryOptions): Prom
           answer: (answered as { answer: RpcAnswer }).answer,
         };
       case 'pending':
-        return { kind: 'pending', why: next.why, needsSomeone: next.needsSomeone, soon: false };
+        return { ...next, soon: false };
       case 'poll':
         if (performance.now() - began + pauseMs > patienceMs)
           return { kind: 'pending', why: 'being applied', needsSomeone: false, soon: true };
@@ -225,8 +246,9 @@ async function sendMissing(owed: OwedCall, after: Turn, options: DeliveryOptions
         return {
           kind: 'pending',
           why: `number ${call.turn!.number} of the key before it: ${why}`,
-          needsSomeone: false,
+          needsSomeone: next.kind === 'pending' && next.needsSomeone,
           soon: next.kind !== 'pending',
+          uncertain: next.kind === 'pending' && next.uncertain,
         };
       }
       await forget(database, effectKeyOf(owed.switchover.consumer, call.event.id));

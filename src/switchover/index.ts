@@ -7,7 +7,7 @@ export type { CallQueue, CallQueueOptions } from './call-queue.ts';
 export { callFor, defineSwitchover } from './define-switchover.ts';
 export type { RpcAnswer, RpcCall, SwitchoverDefinition } from './define-switchover.ts';
 export { defaultCallRetry } from './deliver-call.ts';
-export type { Delivered, DeliveryOptions, OwedCall } from './deliver-call.ts';
+export type { CallRetryPolicy, Delivered, DeliveryOptions, OwedCall } from './deliver-call.ts';
 export { availableStages, isPromotion, isStage, rampBucket, routeFor, stages, transitions } from './stage.ts';
 export type { Routing, Stage } from './stage.ts';
 export {

@@ -13,7 +13,7 @@ import { retryDelayMs, service, silentLogger, sleep } from '../lifecycle/index.t
 import type { Logger, RetryPolicy, Service } from '../lifecycle/index.ts';
 import type { SwitchoverDefinition } from './define-switchover.ts';
 import { defaultCallRetry, deliverCall, eventColumns, toEvent } from './deliver-call.ts';
-import type { Delivered, EventRow } from './deliver-call.ts';
+import type { CallRetryPolicy, Delivered, EventRow } from './deliver-call.ts';
 
 export interface RpcSweeper extends Service {
   /** What it has done since it was made. */
@@ -40,7 +40,7 @@ export interface RpcSweeperOptions<Tx = unknown> {
   /** Calls in flight at most, for each switchover. Default 8. */
   readonly concurrency?: number;
   /** Waits between attempts; default from 1 s up to 60 s. It never gives up, whatever `attempts` says. */
-  readonly retry?: RetryPolicy;
+  readonly retry?: CallRetryPolicy;
 }
 
 /**

@@ -216,7 +216,53 @@ describe('what stays owed', () => {
     expect(sweeper.counters()).toMatchObject({ redriven: 1, duplicates: 1 });
   });
 
-  test.each([404, 401, 200, 500, 409, 425, 422, 302])('a %i that is not the gate’s ends no call', async (status) => {
+  test('a success without an outcome is told, and not soon asked for again: it may be had each time', async () => {
+    const w = await world();
+    let effects = 0;
+    // The service was rolled back to a version without the gate.
+    w.to.behaviour.before = (_request, response) => {
+      effects++;
+      response.json({ sent: true });
+    };
+    const errors: [string, unknown][] = [];
+    const logger = {
+      info: () => undefined,
+      warn: () => undefined,
+      error: (text: string, fields: unknown) => void errors.push([text, fields]),
+    };
+    const careful = w.from.turnout([w.email], {
+      logger,
+      retry: { attempts: 1, firstDelayMs: 1, maxDelayMs: 1, uncertainDelayMs: 60_000 },
+    });
+    closers.push(() => careful.close());
+    const publish = (orderId: string) =>
+      careful.transaction((tx) => careful.publish(tx, OrderPlaced, { orderId, step: 1 }));
+    expect(await (await publish('order-1')).reply(w.email)).toMatchObject({
+      status: 'pending',
+      why: "status 200 without the consumer's outcome",
+    });
+    expect(errors).toMatchObject([
+      [expect.stringContaining('without the consumer’s outcome'), { switchover: 'order-email', againInMs: 60_000 }],
+    ]);
+    const { rows } = await w.from.pool.query(
+      'select due_at > clock_timestamp() + make_interval(secs => 50) as later from turnout.rpc_delivery',
+    );
+    expect(rows).toEqual([{ later: true }]);
+    // Ten minutes, if nobody says otherwise.
+    const usual = w.from.turnout([w.email], { logger });
+    closers.push(() => usual.close());
+    const other = await usual.transaction((tx) => usual.publish(tx, OrderPlaced, { orderId: 'order-2', step: 1 }));
+    await other.reply(w.email);
+    expect(errors[1]).toMatchObject([expect.anything(), { againInMs: 600_000 }]);
+    expect(effects).toBe(2);
+    // Whoever has looked has it called again at once.
+    w.to.behaviour.before = (_request, _response, next) => next();
+    await sweeping(w, [w.email]);
+    await w.from.pool.query('update turnout.rpc_delivery set due_at = clock_timestamp()');
+    await nothingOwed(w);
+  });
+
+  test.each([404, 401, 500, 409, 425, 422, 302])('a %i that is not the gate’s ends no call', async (status) => {
     const w = await world();
     let foreign = true;
     // A proxy in front of the endpoint.
