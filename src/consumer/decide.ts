@@ -138,9 +138,12 @@ export function startPositions(given: {
   const starts = new Map<number, bigint>();
   for (const { partition, low, high } of bounds) {
     if (known.has(partition)) continue;
-    // A partition that was added later is read whole, whatever `from` says: events may have been written to it already.
+    // A partition that was added later is read whole, whatever `from` says: events may have been written to it already. That
+    // goes for a consumer's first start too: where its group has committed anything (as `turnout switch <name> rpc` does),
+    // that was where it began, and what has none is of later.
     if (known.size > 0) starts.set(partition, 0n);
-    else starts.set(partition, committed.get(partition) ?? (from === 'beginning' ? low : high));
+    else if (committed.size > 0) starts.set(partition, committed.get(partition) ?? 0n);
+    else starts.set(partition, from === 'beginning' ? low : high);
   }
   return starts;
 }

@@ -214,6 +214,25 @@ describe('startPositions', () => {
     );
   });
 
+  test('reads partitions that were added after the group’s first commit from their start', () => {
+    const grown = [...bounds, { partition: 2, low: 0n, high: 30n }, { partition: 3, low: 4n, high: 6n }];
+    const committed = new Map([
+      [0, 7n],
+      [1, 0n],
+    ]);
+    for (const from of ['now', 'beginning'] as const) {
+      // Partition 3 has lost messages already; at 0 the source says so, instead of passing them over.
+      expect(startPositions({ from, bounds: grown, known: new Set(), committed })).toEqual(
+        new Map([
+          [0, 7n],
+          [1, 0n],
+          [2, 0n],
+          [3, 0n],
+        ]),
+      );
+    }
+  });
+
   test('reads partitions that were added later from their start, and leaves the others alone', () => {
     expect(startPositions({ from: 'now', bounds, known: new Set([1]), committed: new Map([[0, 7n]]) })).toEqual(
       new Map([[0, 0n]]),
