@@ -194,11 +194,27 @@ function standIn<Client extends ClientLike>(
     }
   }
 
+  /** Cursors and streams drive the connection themselves and keep it until they are closed. */
+  function submit(submittable: Submittable, send: () => void): void {
+    const failsAlone = own === undefined && kind === 'joined';
+    let sent = false;
+    const drive = (): Promise<unknown> => {
+      sent = true;
+      return untilReady(submittable, send);
+    };
+    transaction.run(scope(), failsAlone ? () => alone(drive) : drive, { stays: true }).catch((error: unknown) => {
+      // What comes later it hears from the connection.
+      if (!sent) submittable.handleError(error as Error, (client as { connection?: unknown }).connection);
+    });
+  }
+
   function query(...args: unknown[]): unknown {
     const [first] = args;
     const send = client.query.bind(client) as (...sent: unknown[]) => Promise<unknown>;
-    // Cursors and streams drive the connection themselves; `pg` queues them by itself.
-    if (typeof first === 'object' && first !== null && 'submit' in first) return send(...args);
+    if (isSubmittable(first)) {
+      submit(first, () => void send(...args));
+      return first;
+    }
     const tell = typeof args.at(-1) === 'function' ? (args.pop() as Tell) : undefined;
     const sql = typeof first === 'string' ? first : String((first as { text?: unknown }).text);
     const result = dispatch(sql, () => send(...args));
@@ -229,6 +245,34 @@ function standIn<Client extends ClientLike>(
   });
   transactions.set(stand, { transaction, scope });
   return { client: stand, scope };
+}
+
+/** What `pg` lets run in place of a statement: `pg-cursor`, `pg-query-stream`, its own `Query`. */
+interface Submittable {
+  submit(connection: unknown): unknown;
+  handleReadyForQuery(...args: unknown[]): unknown;
+  handleError(error: Error, connection: unknown): unknown;
+}
+
+function isSubmittable(value: unknown): value is Submittable {
+  return typeof value === 'object' && value !== null && 'submit' in value;
+}
+
+/** Sends it, and resolves when it leaves the connection to others; rejects if it failed (`pg` itself sees to what follows then). */
+function untilReady(submittable: Submittable, send: () => void): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const handleReadyForQuery = submittable.handleReadyForQuery.bind(submittable);
+    const handleError = submittable.handleError.bind(submittable);
+    submittable.handleReadyForQuery = (...args) => {
+      resolve();
+      return handleReadyForQuery(...args);
+    };
+    submittable.handleError = (error, connection) => {
+      reject(error);
+      return handleError(error, connection);
+    };
+    send();
+  });
 }
 
 type Tell = (error: unknown, result?: unknown) => void;
@@ -301,7 +345,11 @@ export async function joinableTransaction<Client extends ClientLike, Tx, Result>
     broken = false;
     return result;
   } catch (error) {
-    broken = isConnectionLost(error) || isTurnoutError(error, 'TURNOUT_COMMIT_UNKNOWN') || transaction.isOpen();
+    broken =
+      isConnectionLost(error) ||
+      isTurnoutError(error, 'TURNOUT_COMMIT_UNKNOWN') ||
+      transaction.isOpen() ||
+      transaction.isStuck();
     throw orUnreachable(error);
   } finally {
     silence();

@@ -34,8 +34,13 @@ export interface OpenTransaction {
   readonly root: Scope;
   /** False once it was committed or rolled back. */
   isOpen(): boolean;
-  /** Runs a statement when it is its turn. Throws TURNOUT_JOIN_REFUSED. */
-  run<Result>(scope: Scope, statement: () => Promise<Result>): Promise<Result>;
+  /** True if it had to end while something still kept the connection, which can then only be closed. */
+  isStuck(): boolean;
+  /**
+   * Runs a statement when it is its turn. Throws TURNOUT_JOIN_REFUSED. One that `stays` keeps the connection for as long as
+   * the code likes that runs it (a cursor): others don't wait for it longer than `patienceMs`.
+   */
+  run<Result>(scope: Scope, statement: () => Promise<Result>, options?: { readonly stays: boolean }): Promise<Result>;
   /** A new scope inside `parent`; it is there at once, its savepoint when `ready` resolves. */
   begin(parent: Scope): { readonly scope: Scope; readonly ready: Promise<void> };
   /** Gives false if the scope had failed and was rolled back, as Postgres does with COMMIT. */
@@ -67,6 +72,8 @@ export function openTransaction(
   let closing = false;
   let count = 0;
   let idle: (() => void) | undefined;
+  let staysSince: number | undefined;
+  let stuck = false;
 
   /** A flow may outlive the savepoint it began; then it is back in the one around it. */
   function standing(scope: Scope): Scope {
@@ -87,7 +94,21 @@ export function openTransaction(
     waiter.go();
   }
 
-  async function turn<Result>(scope: Scope, statement: () => Promise<Result>): Promise<Result> {
+  /** Resolves when the connection may be free, or it is time to look whether it ever will be. */
+  async function quiet(): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    await new Promise<void>((resolve) => {
+      idle = resolve;
+      timer = setTimeout(resolve, patienceMs);
+    });
+    clearTimeout(timer);
+  }
+
+  function hasStayed(): boolean {
+    return staysSince !== undefined && performance.now() - staysSince >= patienceMs;
+  }
+
+  async function turn<Result>(scope: Scope, statement: () => Promise<Result>, stays = false): Promise<Result> {
     if (closing) throw refused('The transaction that this code had joined has ended.');
     await new Promise<void>((resolve, reject) => {
       let timer: NodeJS.Timeout | undefined;
@@ -100,25 +121,29 @@ export function openTransaction(
       next();
       if (!waiting.includes(waiter)) return;
       const lookAgain = (): void => {
-        // A statement that takes long is no reason to give up; a savepoint that nobody ends is.
-        if (standing(scope) === innermost) {
+        // A statement that takes long is no reason to give up; a savepoint that nobody ends is, and a cursor that nobody closes.
+        const kept = hasStayed();
+        if (standing(scope) === innermost && !kept) {
           timer = setTimeout(lookAgain, patienceMs);
           return;
         }
         waiting.splice(waiting.indexOf(waiter), 1);
         next();
+        const other = 'has begun one of its own and not ended it';
         waiter.refuse(
-          refused(
-            `Another connection of the joined transaction has begun one of its own and not ended it for ${patienceMs} ms.`,
-          ),
+          kept
+            ? keptOpen(patienceMs)
+            : refused(`Another connection of the joined transaction ${other} for ${patienceMs} ms.`),
         );
       };
       timer = setTimeout(lookAgain, patienceMs);
     });
+    if (stays) staysSince = performance.now();
     try {
       return await statement();
     } finally {
       busy = false;
+      if (stays) staysSince = undefined;
       next();
     }
   }
@@ -140,7 +165,8 @@ export function openTransaction(
   return {
     root,
     isOpen: () => !closing,
-    run: turn,
+    isStuck: () => stuck,
+    run: (scope, statement, options) => turn(scope, statement, options?.stays),
     begin(parent) {
       const scope: Scope = { parent, savepoint: `turnout_${++count}`, ended: false, endings: [] };
       const ready = turn(parent, async () => {
@@ -194,15 +220,20 @@ export function openTransaction(
       if (!abandon) {
         // Statements that nobody awaited are still part of it: they come first.
         await turn(root, async () => undefined);
-        while (waiting.length > 0 || busy) await new Promise<void>((resolve) => (idle = resolve));
+        while (waiting.length > 0 || busy) {
+          if (hasStayed()) throw keptOpen(patienceMs);
+          await quiet();
+        }
       }
       closing = true;
       for (const waiter of waiting.splice(0))
         waiter.refuse(refused('The transaction that this code had joined was rolled back.'));
-      while (busy) await new Promise<void>((resolve) => (idle = resolve));
+      while (busy && !hasStayed()) await quiet();
+      stuck = busy;
       let committed = false;
       try {
-        committed = await last();
+        // Nothing reaches the server any more: closing the connection rolls back.
+        if (!stuck) committed = await last();
       } finally {
         for (let scope: Scope | undefined = innermost; scope !== undefined; scope = scope.parent) {
           scope.ended = true;
@@ -215,6 +246,10 @@ export function openTransaction(
 
 function endingsOf(entries: readonly (Ending | UserSavepoint)[]): Ending[] {
   return entries.filter((entry) => 'committed' in entry);
+}
+
+function keptOpen(patienceMs: number): TurnoutError {
+  return refused(`A cursor or query stream has kept the connection of the joined transaction for ${patienceMs} ms.`);
 }
 
 export function refused(what: string): TurnoutError {

@@ -31,6 +31,68 @@ const ended = (told: string[]) => ({
   rolledBack: () => void told.push('rolled back'),
 });
 
+interface Wire {
+  parse(query: object, more: boolean): void;
+  bind(config: object, more: boolean): void;
+  execute(config: object, more: boolean): void;
+  close(message: object, more: boolean): void;
+  flush(): void;
+  sync(): void;
+}
+
+/** What `pg-cursor` does, cut down: rows of one text column, read when asked for. */
+class Cursor {
+  readonly #text: string;
+  #wire: Wire | undefined;
+  #rows: string[] = [];
+  #failure: Error | undefined;
+  #reading: { count: number; resolve: (rows: string[]) => void; reject: (error: unknown) => void } | undefined;
+
+  constructor(text: string) {
+    this.#text = text;
+  }
+  submit(wire: Wire): void {
+    this.#wire = wire;
+    wire.parse({ text: this.#text }, true);
+    wire.bind({ values: [] }, true);
+    wire.flush();
+    if (this.#reading !== undefined) this.#fetch(this.#reading.count);
+  }
+  read(count: number): Promise<string[]> {
+    return new Promise((resolve, reject) => {
+      if (this.#failure !== undefined) reject(this.#failure);
+      this.#rows = [];
+      this.#reading = { count, resolve, reject };
+      this.#fetch(count);
+    });
+  }
+  #fetch(rows: number): void {
+    this.#wire?.execute({ rows }, true);
+    this.#wire?.flush();
+  }
+  close(): void {
+    this.#wire?.close({ type: 'P' }, true);
+    this.#wire?.sync();
+  }
+  handleDataRow({ fields }: { fields: string[] }): void {
+    this.#rows.push(fields[0]!);
+  }
+  handlePortalSuspended(): void {
+    this.#reading?.resolve(this.#rows);
+  }
+  handleCommandComplete(): void {
+    this.#reading?.resolve(this.#rows);
+  }
+  handleError(error: Error): void {
+    this.#failure = error;
+    this.#reading?.reject(error);
+    this.#wire?.sync();
+  }
+  handleRowDescription(): void {}
+  handleEmptyQuery(): void {}
+  handleReadyForQuery(): void {}
+}
+
 describe('a transaction', () => {
   test('hands out a client, commits, and gives the connection back', async () => {
     const { db, raw, notes } = await newDatabase({ max: 1 });
@@ -327,6 +389,73 @@ describe('code that knows only its pool', () => {
       });
     },
   );
+
+  describe('a cursor', () => {
+    test('is read and closed, and others wait for it meanwhile', async () => {
+      const { db, legacy, notes } = await newDatabase();
+      await db.transaction(async (tx) => {
+        for (const client of [await legacy.connect(), tx]) {
+          const cursor = client.query(new Cursor('select n::text from generate_series(1, 5) n'));
+          expect(await cursor.read(2)).toEqual(['1', '2']);
+          const other = write(legacy, `other ${client === tx}`);
+          expect(await cursor.read(2)).toEqual(['3', '4']);
+          cursor.close();
+          await other;
+        }
+      });
+      expect(await notes()).toEqual(['other false', 'other true']);
+    });
+
+    test('that stays open while other code waits: that is refused, and nothing hangs', async () => {
+      const { db, legacy, notes } = await newDatabase({ connectTimeoutMs: 100 });
+      await db.transaction(async () => {
+        const client = await legacy.connect();
+        const cursor = client.query(new Cursor('select n::text from generate_series(1, 5) n'));
+        expect(await cursor.read(1)).toEqual(['1']);
+        await expect(write(legacy, 'refused')).rejects.toEqual(refusal('TURNOUT_JOIN_REFUSED'));
+        const second = client.query(new Cursor('select 1'));
+        await expect(second.read(1)).rejects.toEqual(refusal('TURNOUT_JOIN_REFUSED'));
+        cursor.close();
+        await write(legacy, 'later');
+      });
+      expect(await notes()).toEqual(['later']);
+    });
+
+    test.each(['handed', 'joined'])(
+      'that is never closed fails the transaction and costs its connection: %s',
+      async (kind) => {
+        const { db, legacy, raw, notes } = await newDatabase({ connectTimeoutMs: 100, max: 1 });
+        const forgetful = db.transaction(async (tx) => {
+          await write(tx, 'a');
+          const cursor = (kind === 'handed' ? tx : await legacy.connect()).query(new Cursor('select 1'));
+          await cursor.read(1);
+        });
+        await expect(forgetful).rejects.toEqual(refusal('TURNOUT_JOIN_REFUSED'));
+        expect(raw.totalCount).toBe(0);
+        expect(await notes()).toEqual([]);
+      },
+    );
+
+    test('hears of it that it can’t be sent', async () => {
+      const { db, legacy } = await newDatabase();
+      const failed = db.transaction(async (tx) => {
+        await expect(tx.query('select 1 / 0')).rejects.toThrow(/division by zero/);
+        const cursor = (await legacy.connect()).query(new Cursor('select 1'));
+        await expect(cursor.read(1)).rejects.toThrow(/is aborted/);
+      });
+      await expect(failed).rejects.toEqual(refusal('TURNOUT_TRANSACTION_ABORTED'));
+    });
+
+    test('fails alone, where a statement does', async () => {
+      const { db, legacy, notes } = await newDatabase();
+      await db.transaction(async () => {
+        const cursor = (await legacy.connect()).query(new Cursor('select 1 / 0'));
+        await expect(cursor.read(1)).rejects.toThrow(/division by zero/);
+        await write(legacy, 'a');
+      });
+      expect(await notes()).toEqual(['a']);
+    });
+  });
 
   test('a transaction that nobody ends is refused at the commit, not left hanging', async () => {
     const { db, legacy, notes } = await newDatabase({ connectTimeoutMs: 100 });

@@ -119,6 +119,46 @@ describe('an open transaction', () => {
     );
   });
 
+  test('refuses, after its patience, to wait for a statement that stays', async () => {
+    const connection = fakeConnection();
+    const transaction = openTransaction(connection.execute, () => false, 20);
+    let close = (): void => undefined;
+    const staying = transaction.run(transaction.root, () => new Promise<void>((resolve) => (close = resolve)), {
+      stays: true,
+    });
+    const refused = (error: unknown): boolean => isTurnoutError(error, 'TURNOUT_JOIN_REFUSED');
+    await expect(transaction.run(transaction.root, () => connection.execute('insert refused'))).rejects.toSatisfy(
+      refused,
+    );
+    close();
+    await staying;
+    await transaction.run(transaction.root, () => connection.execute('insert later'));
+
+    void transaction.run(transaction.root, () => new Promise<void>(() => undefined), { stays: true });
+    const commit = transaction.finish(() => connection.execute('commit').then(() => true), { abandon: false });
+    await expect(commit).rejects.toSatisfy(refused);
+    expect(transaction.isStuck()).toBe(false);
+    let told = '';
+    transaction.whenEnded(transaction.root, {
+      committed: () => (told += 'committed'),
+      rolledBack: () => (told += 'rolled back'),
+    });
+    await transaction.finish(() => connection.execute('rollback').then(() => false), { abandon: true });
+    expect([transaction.isStuck(), told]).toEqual([true, 'rolled back']);
+  });
+
+  test('waits for a statement that takes long, however long it takes', async () => {
+    const connection = fakeConnection();
+    const transaction = openTransaction(connection.execute, () => false, 5);
+    let finish = (): void => undefined;
+    const long = transaction.run(transaction.root, () => new Promise<void>((resolve) => (finish = resolve)));
+    const after = transaction.run(transaction.root, () => connection.execute('insert after'));
+    setTimeout(() => finish(), 50);
+    await Promise.all([long, after]);
+    await transaction.finish(() => connection.execute('commit').then(() => true), { abandon: false });
+    expect(connection.rows()).toEqual(['after']);
+  });
+
   test('commits statements that nobody awaited, before its end', async () => {
     const connection = fakeConnection();
     const transaction = openTransaction(connection.execute, () => false);
