@@ -80,6 +80,9 @@ create table turnout.inbox (
   primary key (consumer, effect_key, occurred_at)
 ) partition by range (occurred_at);
 
+-- Few rows: intents only. drop_inbox_partitions looks here.
+create index inbox_intent on turnout.inbox (consumer) where outcome in ('running', 'queued');
+
 -- Makes the partition for a point in time (weeks, UTC), beside the table and attached, so that nobody waits.
 create function turnout.make_inbox_partition(at timestamptz)
 returns void
@@ -103,9 +106,10 @@ begin
 end
 $$;
 
--- Drops the partitions that hold only outcomes older than `older_than`; returns how many went. To be run by a scheduler, with
--- at least the longest retention of the consumers and endpoints of this database: a repeat is known no more afterwards.
--- Partitions with an intent (running, queued) stay. For a moment it locks the inbox, so it gives up at once while it is in use.
+-- Drops the oldest partition that holds only outcomes older than `older_than`; returns how many went: 1, or 0 when there is none.
+-- To be run by a scheduler, with at least the longest retention of the consumers and endpoints of this database: a repeat is
+-- known no more afterwards. Partitions with an intent (running, queued) stay.
+-- One a call, since the inbox is locked until the transaction ends; it gives up at once while the inbox is in use.
 create function turnout.drop_inbox_partitions(older_than interval)
 returns integer
 language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp set lock_timeout = '50ms'
@@ -113,7 +117,6 @@ as $$
 declare
   name text;
   pending boolean;
-  dropped integer := 0;
 begin
   if older_than < interval '1 day' then
     raise exception 'Outcomes are kept for a day at least, not %.', older_than;
@@ -124,19 +127,23 @@ begin
       and to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' + interval '7 days' < clock_timestamp() - older_than
     order by c.relname
   loop
+    -- First without the lock: what stays disturbs nobody.
+    execute format('select exists (select from turnout.%I where outcome in (''running'', ''queued''))', name) into pending;
+    continue when pending;
     begin
       execute format('lock table turnout.inbox, turnout.%I in access exclusive mode', name);
+      -- And again, by the index: an intent may have come meanwhile.
       execute format('select exists (select from turnout.%I where outcome in (''running'', ''queued''))', name) into pending;
       if not pending then
         execute format('alter table turnout.inbox detach partition turnout.%I', name);
         execute format('drop table turnout.%I', name);
-        dropped := dropped + 1;
       end if;
     exception when lock_not_available then
-      return dropped;
+      return 0;
     end;
+    return case when pending then 0 else 1 end;
   end loop;
-  return dropped;
+  return 0;
 end
 $$;
 
@@ -156,7 +163,8 @@ create table turnout.gate (
 ) with (fillfactor = 70);
 
 -- Events that wait: early (their key number's turn has not come), parked (failed for good, an operator decides),
--- behind (successors of a parked one). Never expires; a row leaves when its event has an outcome.
+-- behind (a held one of their key comes first, or the key is halted). The reason is for operators; which one is the next of
+-- its key, `isNext` in src/inbox/held.ts decides. Never expires; a row leaves when its event has an outcome.
 create table turnout.held (
   id          bigint generated always as identity primary key,
   consumer    text not null,
@@ -178,6 +186,7 @@ create table turnout.held (
 );
 
 create index held_number on turnout.held (consumer, source, topic, key, number);
+create index held_line on turnout.held (consumer, source, topic, key, id);
 
 -- Takes the lock of an effect and then reads, under it, all that decides about it (decide() in src/inbox/decide.ts).
 -- One lock per key for ordered effects, one per effect key for others, until the transaction ends.
@@ -269,6 +278,39 @@ begin
     end if;
   end if;
   delete from turnout.held h where h.consumer = record_outcome.consumer and h.effect_key = record_outcome.effect_key;
+end
+$$;
+
+-- Keeps an event until its turn comes or an operator decides. Under the lock of its effect, and only without an outcome: what
+-- has had its effect by the other path meanwhile would come back, and nothing would ever remove it.
+-- 'held'; 'done': it has its outcome; 'busy': somebody is at it, or at its key, just now, and nothing was written.
+create function turnout.hold_event(consumer text, effect_key text, occurred_at timestamptz, reason text, source text, topic text,
+                                   partition integer, "offset" bigint, key text, generation integer, number bigint,
+                                   message jsonb, error text, attempts integer)
+returns text
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  entry record;
+begin
+  select e.locked, e.known_outcome into entry
+    from turnout.enter_inbox(hold_event.consumer, hold_event.effect_key, hold_event.occurred_at, hold_event.source, hold_event.topic,
+                             hold_event.key, hold_event.number is not null, false, 0, 0) e;
+  if not entry.locked then
+    return 'busy';
+  end if;
+  if entry.known_outcome not in ('running', 'queued') then
+    delete from turnout.held h where h.consumer = hold_event.consumer and h.effect_key = hold_event.effect_key;
+    return 'done';
+  end if;
+  insert into turnout.held (consumer, effect_key, reason, source, topic, partition, "offset", key, generation, number, message, error, attempts)
+    values (hold_event.consumer, hold_event.effect_key, hold_event.reason, hold_event.source, hold_event.topic, hold_event.partition,
+            hold_event."offset", hold_event.key, hold_event.generation, hold_event.number, hold_event.message, hold_event.error,
+            hold_event.attempts)
+    on conflict (consumer, effect_key) do update
+      set reason = excluded.reason, error = excluded.error, attempts = excluded.attempts;
+  return 'held';
 end
 $$;
 
@@ -367,9 +409,10 @@ begin
 end
 $$;
 
--- Gives a parked event the outcome 'skipped', for good: those behind it go on. A numbered one can only be skipped when its turn has come.
+-- Gives a parked event, or one behind it, the outcome 'skipped', for good: those behind it go on. A numbered one can only be
+-- skipped when its turn has come.
 create function turnout.skip_parked(consumer text, effect_key text, reason text)
-returns boolean -- false: no such event is parked
+returns boolean -- false: no such event is parked or behind
 language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
 as $$
 #variable_conflict use_column
@@ -382,19 +425,23 @@ begin
     raise exception 'To skip an event needs a reason.' using errcode = 'TU012', detail = json_build_object('effectKey', skip_parked.effect_key)::text;
   end if;
   select * into parked from turnout.held h
-    where h.consumer = skip_parked.consumer and h.effect_key = skip_parked.effect_key and h.reason = 'parked';
+    where h.consumer = skip_parked.consumer and h.effect_key = skip_parked.effect_key and h.reason <> 'early';
   if not found then
     return false;
   end if;
   headers := case when parked.message ? 'base64'
                   then convert_from(decode(parked.message ->> 'base64', 'base64'), 'UTF8')::jsonb -> 'headers'
                   else parked.message -> 'headers' end;
-  if coalesce(headers ->> 'ce_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+  begin
+    happened := (headers ->> 'ce_time')::timestamptz;
+  exception when data_exception then
+    happened := null;
+  end;
+  if happened is null or coalesce(headers ->> 'ce_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
     -- No event: nothing can ever repeat it, so there is no outcome to keep.
-    delete from turnout.held h where h.id = parked.id and h.reason = 'parked';
+    delete from turnout.held h where h.id = parked.id;
     return found;
   end if;
-  happened := (headers ->> 'ce_time')::timestamptz;
   perform turnout.make_inbox_partition(happened);
   perform from turnout.enter_inbox(parked.consumer, parked.effect_key, happened, parked.source, parked.topic, parked.key,
                                    parked.number is not null, true, 0, 0) e where e.locked;
@@ -402,7 +449,7 @@ begin
     raise exception 'The effect % is being applied just now; try again.', parked.effect_key using errcode = 'lock_not_available';
   end if;
   -- Under the lock: a call may have brought the effect meanwhile.
-  perform from turnout.held h where h.id = parked.id and h.reason = 'parked' for update;
+  perform from turnout.held h where h.id = parked.id for update;
   if not found then
     return false;
   end if;

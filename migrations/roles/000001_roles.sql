@@ -53,7 +53,7 @@ begin
       ('turnout_consumer', 'select, insert', 'alarm'),
       ('turnout_consumer', 'select', 'inbox'),
       ('turnout_consumer', 'select', 'gate'),
-      ('turnout_consumer', 'select, insert, update, delete', 'held')
+      ('turnout_consumer', 'select, update, delete', 'held')
     ) as w (role, rights, name)
     where pg_catalog.to_regclass('turnout.' || w.name) is not null
     union all
@@ -87,6 +87,7 @@ begin
       ('turnout_consumer', 'make_inbox_partition'),
       ('turnout_consumer', 'enter_inbox'),
       ('turnout_consumer', 'record_outcome'),
+      ('turnout_consumer', 'hold_event'),
       ('turnout_consumer', 'halt_key'),
       ('turnout_operator', 'register_events'),
       ('turnout_operator', 'register_switchover'),
@@ -94,9 +95,10 @@ begin
       ('turnout_operator', 'undeclared_publishers'),
       ('turnout_reader', 'undeclared_publishers'),
       ('turnout_operator', 'set_stage'),
+      ('turnout_operator', 'rebase_relay'),
       ('turnout_operator', 'resume_key'),
-      ('turnout_operator', 'retry_parked'),
       ('turnout_operator', 'accept_repeat'),
+      ('turnout_operator', 'retry_parked'),
       ('turnout_operator', 'drop_inbox_partitions'),
       ('turnout_operator', 'skip_parked')
     ) as w (role, name)

@@ -3,17 +3,16 @@
 import type { Queryable } from '../database/index.ts';
 import { TurnoutError, isTurnoutError } from '../errors/index.ts';
 import type { Envelope, Stamp, Turn } from '../event/index.ts';
-import { hold } from '../inbox/index.ts';
 import type { Arrival } from '../inbox/index.ts';
 import { retryDelayMs } from '../lifecycle/index.ts';
 import { afterFailure, countSequence, foreverMs, planFor } from './decide.ts';
 import type { Failures, Plan } from './decide.ts';
 import { drainKey } from './drain.ts';
-import { arrivalOf, classify, describeError, holdKeyOf, perform } from './perform.ts';
+import { arrivalOf, classify, describeError, holdKeyOf, orBusy, perform, setAside, withGrace } from './perform.ts';
 import type { Performance, Runtime, Surroundings } from './perform.ts';
 import { advance, claim, countBegun, isAccepted, isKnown, noteSurvived, raiseAlarm } from './position-store.ts';
 import type { Advance, Alarm, OwnedPartition } from './position-store.ts';
-import { readMessage, toEvent } from './read-event.ts';
+import { parkError, readMessage, toEvent } from './read-event.ts';
 import type { Batch, SourceMessage } from './source.ts';
 
 export interface PartitionWorker {
@@ -270,7 +269,7 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
         ownIntent: trying.ran !== 'no' || trying.isMine,
         hasRun: trying.ran === 'done',
       },
-      surroundings(step),
+      surroundings(step, plan.turn),
       () => {
         trying.ran = 'done';
       },
@@ -288,13 +287,13 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     }
     counted = undefined;
     movedTo(step.behind);
-    if (performed === 'applied' && plan.turn !== undefined) await drainAfter(envelope!);
+    if (performed === 'applied' && plan.turn !== undefined) await drainAfter(envelope!, signal);
     return undefined;
   }
 
-  function surroundings(step: Step): Surroundings {
+  function surroundings(step: Step, turn: Turn | undefined): Surroundings {
     const { key, source } = step.envelope!;
-    const question = { effectKey: step.effectKey, source, key };
+    const question = { effectKey: step.effectKey, source, key, hasNumber: turn !== undefined };
     const nothing: Advance = { next: owned.next, sequences: new Map(), alarms: [] };
     return {
       check: (tx) => advance(tx, owned, nothing, question),
@@ -302,9 +301,9 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     };
   }
 
-  async function drainAfter({ source, topic, key }: Envelope): Promise<void> {
+  async function drainAfter({ source, topic, key }: Envelope, late: AbortSignal): Promise<void> {
     try {
-      await drainKey(runtime, { consumer: name, source, topic, key: key! });
+      await drainKey(runtime, { consumer: name, source, topic, key: key! }, late);
     } catch (error) {
       logger.warn('Draining held events failed; the sweep does it later.', {
         ...place,
@@ -320,7 +319,7 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   }
 
   /** Sets an event aside with its error, or halts, as the consumer's policy says. */
-  async function giveUp(step: Step, error: unknown, attempts: number): Promise<undefined> {
+  async function giveUp(step: Step, error: unknown, attempts: number): Promise<Wait | undefined> {
     if (definition.onFailure === 'halt') {
       const what = `Event ${step.effectKey} at offset ${step.message.offset} of ${owned.topic}/${owned.partition} failed: ${describeError(error)}.`;
       throw await halt(
@@ -330,20 +329,23 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
     }
     const turn = step.plan.kind === 'park' || step.plan.kind === 'apply' ? step.plan.turn : undefined;
     const { arrival, holdAs } = heldArrival(step, turn);
-    await database.transaction(async (tx) => {
-      const queryable: Queryable = database.within(tx);
-      const standing = await advance(queryable, owned, step.behind, {
-        effectKey: arrival.effectKey,
-        source: arrival.source,
-        key: arrival.key,
-      });
-      if (standing.held !== undefined && standing.held !== 'early') return;
-      await hold(queryable, holdAs, { ...step.message, topic: owned.topic, partition: owned.partition }, 'parked', {
-        error: describeError(error),
-        attempts,
-      });
-    });
+    const result = await orBusy(() =>
+      database.transaction(async (tx) => {
+        const queryable: Queryable = database.within(tx);
+        const standing = await advance(queryable, owned, step.behind, {
+          effectKey: arrival.effectKey,
+          source: arrival.source,
+          key: arrival.key,
+          hasNumber: turn !== undefined,
+        });
+        if (standing.held !== undefined && standing.held !== 'early') return 'held';
+        const message = { ...step.message, topic: owned.topic, partition: owned.partition };
+        return setAside(queryable, message, holdAs, 'parked', { error: describeError(error), attempts });
+      }),
+    );
+    if (result === 'busy') return { retryAfterMs: retryDelayMs(busyPolicy, ++trying.busy, Math.random()) };
     movedTo(step.behind);
+    if (result === 'repeated') return undefined;
     logger.error('An event was parked; the later ones of its key wait.', {
       ...place,
       offset: step.message.offset.toString(),
@@ -466,36 +468,4 @@ interface Trying {
 
 function attemptsAt(offset: bigint): Trying {
   return { offset, failures: { handler: 0, conflict: 0, outage: 0 }, ran: 'no', isMine: false, busy: 0 };
-}
-
-function parkError(
-  why: 'refused' | 'handler-missing' | 'version-unhandled',
-  { type, version, refused }: Envelope,
-): TurnoutError {
-  if (why === 'refused') {
-    return new TurnoutError('TURNOUT_EVENT_REFUSED', `The broker refused an event of type ${type}: ${refused}.`, {
-      details: { type, refused },
-    });
-  }
-  return new TurnoutError('TURNOUT_EVENT_UNHANDLED', `There is no handler for ${type} v${version}.`, {
-    details: { type, version },
-  });
-}
-
-/** Aborted some time after `signal`: what is in hand may come to an end. */
-export function withGrace(signal: AbortSignal, graceMs: number): { readonly signal: AbortSignal; end(): void } {
-  const late = new AbortController();
-  let timer: NodeJS.Timeout | undefined;
-  const begin = (): void => {
-    timer = setTimeout(() => late.abort(), graceMs);
-  };
-  if (signal.aborted) begin();
-  else signal.addEventListener('abort', begin, { once: true });
-  return {
-    signal: late.signal,
-    end() {
-      signal.removeEventListener('abort', begin);
-      clearTimeout(timer);
-    },
-  };
 }

@@ -72,10 +72,17 @@ export async function perform(
 ): Promise<Performed> {
   const { definition } = runtime;
   await ensureInboxPartition(definition.database, performance.envelope.time);
-  try {
-    return await (definition.mode === 'detached'
+  return orBusy(() =>
+    definition.mode === 'detached'
       ? performDetached(runtime, performance, around, onRun)
-      : performInTransaction(runtime, performance, around));
+      : performInTransaction(runtime, performance, around),
+  );
+}
+
+/** Runs a transaction, and tells it if that was rolled back since somebody else is at the effect. */
+export async function orBusy<Result>(work: () => Promise<Result>): Promise<Result | 'busy'> {
+  try {
+    return await work();
   } catch (error) {
     if (error instanceof Busy) return 'busy';
     throw error;
@@ -105,7 +112,7 @@ async function performInTransaction(
       },
       { savepoint: false, retentionMs: performance.retentionMs },
     );
-    return conclude(queryable, performance, arrival, standing, verdict);
+    return conclude(queryable, performance, arrival, verdict);
   });
 }
 
@@ -132,7 +139,7 @@ async function performDetached(
           return verdict;
         }
         await around.move(queryable);
-        return conclude(queryable, performance, arrival, standing, verdict);
+        return conclude(queryable, performance, arrival, verdict);
       }
       await around.move(queryable);
       return standing.held !== undefined ? 'held' : holdIt(queryable, performance, arrival, 'behind');
@@ -159,8 +166,8 @@ async function performDetached(
   try {
     return await database.transaction(async (tx) => {
       const queryable = database.within(tx);
-      const standing = await around.move(queryable);
-      return conclude(queryable, performance, arrival, standing, await settle(queryable, arrival, outcome, attempt));
+      await around.move(queryable);
+      return conclude(queryable, performance, arrival, await settle(queryable, arrival, outcome, attempt));
     });
   } catch (error) {
     if (!isTurnoutError(error, 'TURNOUT_PARTITION_FENCED')) throw error;
@@ -183,18 +190,20 @@ async function conclude(
   tx: Queryable,
   performance: Performance,
   arrival: Arrival,
-  { blocked }: Standing,
   verdict: Verdict,
 ): Promise<Performed> {
   switch (verdict.kind) {
     case 'done':
       return verdict.repeated ? 'repeated' : 'applied';
     case 'early':
-      return holdIt(tx, performance, arrival, blocked ? 'behind' : 'early');
+      return holdIt(tx, performance, arrival, 'early');
     case 'running':
       throw new Busy();
     case 'halted':
-      return holdIt(tx, performance, arrival, 'parked', new TurnoutError('TURNOUT_GATE_HALTED', verdict.reason));
+      // Those that come while the key is halted go on when it does.
+      return verdict.cause
+        ? holdIt(tx, performance, arrival, 'parked', new TurnoutError('TURNOUT_GATE_HALTED', verdict.reason))
+        : holdIt(tx, performance, arrival, 'behind');
     case 'reused':
       return holdIt(
         tx,
@@ -215,15 +224,22 @@ async function holdIt(
   arrival: Arrival,
   reason: HoldReason,
   error?: TurnoutError,
-): Promise<'held'> {
-  await hold(
-    tx,
-    holdKeyOf(arrival, reaction.event),
-    message,
-    reason,
-    error === undefined ? {} : { error: describeError(error) },
-  );
-  return 'held';
+): Promise<'held' | 'repeated'> {
+  const more = error === undefined ? {} : { error: describeError(error) };
+  return setAside(tx, message, holdKeyOf(arrival, reaction.event), reason, more);
+}
+
+/** Holds an event, unless it has its outcome by now. Only within {@link orBusy}. */
+export async function setAside(
+  tx: Queryable,
+  message: HeldMessage,
+  arrival: Arrival,
+  reason: HoldReason,
+  more: { readonly error?: string; readonly attempts?: number },
+): Promise<'held' | 'repeated'> {
+  const result = await hold(tx, arrival, message, reason, more);
+  if (result === 'busy') throw new Busy();
+  return result === 'done' ? 'repeated' : 'held';
 }
 
 /** Unordered events are held without their key, so that nothing waits behind them. */
@@ -231,9 +247,9 @@ export function holdKeyOf(arrival: Arrival, definition: AnyEventDefinition): Arr
   return arrival.turn !== undefined || isOrdered(definition, arrival.key) ? arrival : { ...arrival, key: null };
 }
 
-/** Key numbers make an event wait by themselves; one without waits here for those of its key that are held. */
+/** Whether it waits for held ones of its key; for those with lower numbers the gate makes it wait. */
 function waitsBehind({ turn, reaction, envelope }: Performance, { blocked }: Standing): boolean {
-  return blocked && turn === undefined && isOrdered(reaction.event, envelope.key);
+  return blocked && (turn !== undefined || isOrdered(reaction.event, envelope.key));
 }
 
 export function arrivalOf(
@@ -285,4 +301,22 @@ export function describeError(error: unknown): string {
   if (!(reason instanceof Error)) return String(reason);
   const { code } = reason as { code?: unknown };
   return typeof code === 'string' ? `${code}: ${reason.message}` : reason.message;
+}
+
+/** Aborted some time after `signal`: what is in hand may come to an end. */
+export function withGrace(signal: AbortSignal, graceMs: number): { readonly signal: AbortSignal; end(): void } {
+  const late = new AbortController();
+  let timer: NodeJS.Timeout | undefined;
+  const begin = (): void => {
+    timer = setTimeout(() => late.abort(), graceMs);
+  };
+  if (signal.aborted) begin();
+  else signal.addEventListener('abort', begin, { once: true });
+  return {
+    signal: late.signal,
+    end() {
+      signal.removeEventListener('abort', begin);
+      clearTimeout(timer);
+    },
+  };
 }

@@ -1,6 +1,7 @@
 // What a consumer keeps of its partitions: who owns them, how far they have come, how their sequences are counted.
 import type { Database, Queryable } from '../database/index.ts';
 import { TurnoutError } from '../errors/index.ts';
+import { isInTheWay } from '../inbox/index.ts';
 import type { HoldReason } from '../inbox/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
 import type { SequenceState } from './decide.ts';
@@ -217,12 +218,13 @@ export interface Alarm {
 export interface Question {
   readonly effectKey: string;
   readonly source: string;
-  /** The key whose parked events hold this one up; null if it has none. */
+  /** The key whose held events hold this one up; null if it has none. */
   readonly key: string | null;
+  readonly hasNumber: boolean;
 }
 
 export interface Standing {
-  /** Whether an event of the key is parked, or waits behind one that is. */
+  /** Whether a held event of the key comes first. */
   readonly blocked: boolean;
   /** Why this very event is held, if it is. */
   readonly held: HoldReason | undefined;
@@ -266,8 +268,8 @@ export async function advance(
        select f.consumer, a.kind, a.detail from fence f, jsonb_to_recordset($7::jsonb) as a (kind text, detail jsonb)
      )
      select exists (select from fence) as owned,
-            exists (select from turnout.held h
-                     where h.consumer = $1 and h.source = $8 and h.topic = $2 and h.key = $9 and h.reason in ('parked', 'behind')) as blocked,
+            exists (select from turnout.held b left join turnout.gate g using (consumer, source, topic, key)
+                     where b.consumer = $1 and b.source = $8 and b.topic = $2 and b.key = $9 and ${isInTheWay('$11::boolean')}) as blocked,
             (select h.reason from turnout.held h where h.consumer = $1 and h.effect_key = $10) as held`,
     [
       consumer,
@@ -280,6 +282,7 @@ export async function advance(
       question?.source ?? null,
       question?.key ?? null,
       question?.effectKey ?? null,
+      question?.hasNumber ?? false,
     ],
   );
   const row = rows[0]!;

@@ -118,3 +118,18 @@ export async function toEvent(definition: AnyEventDefinition, envelope: Envelope
   const data = await validateEventData(definition as unknown as EventDefinition<string, unknown, never>, given);
   return { id, type, version, source, topic, key, time, headers, data };
 }
+
+/** Why an event that can be read can't have its effect here. */
+export function parkError(
+  why: 'refused' | 'handler-missing' | 'version-unhandled',
+  { type, version, refused }: Envelope,
+): TurnoutError {
+  if (why === 'refused') {
+    return new TurnoutError('TURNOUT_EVENT_REFUSED', `The broker refused an event of type ${type}: ${refused}.`, {
+      details: { type, refused },
+    });
+  }
+  return new TurnoutError('TURNOUT_EVENT_UNHANDLED', `There is no handler for ${type} v${version}.`, {
+    details: { type, version },
+  });
+}

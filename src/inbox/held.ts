@@ -2,7 +2,10 @@ import type { Queryable } from '../database/index.ts';
 import type { Message, Turn } from '../event/index.ts';
 import type { Arrival } from './apply.ts';
 
-/** Why an event waits: its turn has not come; it failed for good; it comes after one that did. */
+/**
+ * Why an event waits, for operators: its turn has not come; it failed for good; a held one of its key comes first, or the
+ * key is halted. Only `parked` counts when the next one is looked for.
+ */
 export type HoldReason = 'early' | 'parked' | 'behind';
 
 /** A Kafka message and where it was read. */
@@ -13,9 +16,13 @@ export interface HeldMessage extends Message {
 }
 
 export interface Held {
+  /** In the order in which they were held. */
+  readonly id: bigint;
   readonly effectKey: string;
   readonly reason: HoldReason;
   readonly source: string;
+  /** Whom it waits behind; none for an event whose order doesn't matter. */
+  readonly key: string | null;
   readonly turn: Turn | undefined;
   readonly message: HeldMessage;
   readonly error: string | undefined;
@@ -30,9 +37,13 @@ export interface KeyOfGate {
   readonly key: string;
 }
 
+/** `done`: the event has its outcome by now; `busy`: somebody is at it, or at its key, just now, and nothing was written. */
+export type HoldResult = 'held' | 'done' | 'busy';
+
 /**
- * Keeps an event until its turn comes, or until an operator decides. In the transaction in which `apply` said `early`,
- * since its lock keeps whoever applies the missing number from looking too soon. Held again, reason and error are renewed.
+ * Keeps an event until its turn comes, or until an operator decides. Takes the lock that `apply` takes: in a transaction in
+ * which `apply` said `early` it is there already, and keeps whoever applies the missing number from looking too soon.
+ * Held again, reason and error are renewed.
  */
 export async function hold(
   tx: Queryable,
@@ -40,15 +51,13 @@ export async function hold(
   message: HeldMessage,
   reason: HoldReason,
   { error, attempts = 0 }: { readonly error?: string; readonly attempts?: number } = {},
-): Promise<void> {
-  await tx.query(
-    `insert into turnout.held (consumer, effect_key, reason, source, topic, partition, "offset", key, generation, number, message, error, attempts)
-     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-     on conflict (consumer, effect_key) do update
-       set reason = excluded.reason, error = excluded.error, attempts = excluded.attempts`,
+): Promise<HoldResult> {
+  const { rows } = await tx.query<{ result: HoldResult }>(
+    'select turnout.hold_event($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) as result',
     [
       arrival.consumer,
       arrival.effectKey,
+      arrival.occurredAt.toISOString(),
       reason,
       arrival.source,
       arrival.topic,
@@ -58,20 +67,40 @@ export async function hold(
       arrival.turn?.generation ?? null,
       arrival.turn?.number ?? null,
       encodeMessage(message),
-      // Postgres can't store NUL in text.
-      error?.replaceAll('\0', '\uFFFD') ?? null,
+      storable(error),
       attempts,
     ],
   );
+  return rows[0]!.result;
+}
+
+/** Notes that an attempt at a held event has failed. One that is held no more stays away. */
+export async function noteHeldFailure(
+  tx: Queryable,
+  consumer: string,
+  effectKey: string,
+  { reason, error, attempts }: { readonly reason: HoldReason; readonly error: string; readonly attempts: number },
+): Promise<void> {
+  await tx.query(
+    'update turnout.held set reason = $3, error = $4, attempts = $5 where consumer = $1 and effect_key = $2',
+    [consumer, effectKey, reason, storable(error), attempts],
+  );
+}
+
+/** Postgres can't store NUL in text. */
+function storable(error: string | undefined): string | null {
+  return error?.replaceAll('\0', '\uFFFD') ?? null;
 }
 
 interface HeldRow {
+  id: string;
   effect_key: string;
   reason: HoldReason;
   source: string;
   topic: string;
   partition: number;
   offset: string;
+  key: string | null;
   generation: number | null;
   number: string | null;
   message: string;
@@ -79,55 +108,62 @@ interface HeldRow {
   attempts: number;
 }
 
-const heldColumns = `h.effect_key, h.reason, h.source, h.topic, h.partition, h."offset"::text as offset, h.generation,
-  h.number::text as number, h.message::text as message, h.error, h.attempts`;
+const heldColumns = `h.id::text as id, h.effect_key, h.reason, h.source, h.topic, h.partition, h."offset"::text as offset, h.key,
+  h.generation, h.number::text as number, h.message::text as message, h.error, h.attempts`;
 
-/** A held event is next if its gate (none yet: before its first number) stands right before it, as in decide(); a parked one waits for an operator, or for the call. */
-const isNext = `h.reason in ('early', 'behind') and g.halted is null
-  and ((h.generation = g.generation and h.number = g.last_number + 1) or (h.generation > coalesce(g.generation, 0) and h.number = 1))`;
+/**
+ * SQL: whether the gate `g` (none yet: before its first number) lets a held event be looked at, as in decide(): its number is the next one,
+ * or past. A past one is a repeat, or an alarm; waiting helps neither.
+ */
+const isDue = (held: string): string =>
+  `(${held}.generation < g.generation or (${held}.generation = g.generation and ${held}.number <= g.last_number + 1)
+    or (${held}.generation > coalesce(g.generation, 0) and ${held}.number = 1))`;
 
-/** The held event of a key whose turn it is, if any. Apply it in a further transaction, which removes it, and ask again. */
+/**
+ * SQL: whether the held event `b`, whose gate is `g`, is in the way of a later one of its key. Events with a number wait for each other by it,
+ * so only those without are in their way. Those without wait for all, save for what itself waits for a number that has not come.
+ */
+export const isInTheWay = (laterHasNumber: string): string =>
+  `(b.number is null or (not ${laterHasNumber} and (b.reason = 'parked' or g.halted is not null or ${isDue('b')})))`;
+
+/** SQL: whether the held event `h` is the next of its key, with a number or without. Without a key it waits for nobody. */
+const isNext = `h.reason <> 'parked' and (h.number is null or (g.halted is null and ${isDue('h')}))
+  and (h.key is null or not exists (
+    select from turnout.held b
+     where b.consumer = h.consumer and b.source = h.source and b.topic = h.topic and b.key = h.key and b.id < h.id
+       and ${isInTheWay('(h.number is not null)')}))`;
+
+/** The next held event of a key, if it can go on. Apply it in a further transaction, which removes it, and ask again. */
 export async function nextHeld(tx: Queryable, { consumer, source, topic, key }: KeyOfGate): Promise<Held | undefined> {
   const { rows } = await tx.query<HeldRow>(
     `select ${heldColumns}
        from turnout.held h
        left join turnout.gate g using (consumer, source, topic, key)
       where h.consumer = $1 and h.source = $2 and h.topic = $3 and h.key = $4 and ${isNext}
-      order by h.generation, h.number
+      order by h.generation, h.number, h.id
       limit 1`,
     [consumer, source, topic, key],
   );
   return rows[0] === undefined ? undefined : toHeld(rows[0]);
 }
 
-/** Keys that have a held event whose turn has come: what a crash between applying a number and draining its successors left. */
-export async function keysToDrain(tx: Queryable, consumer: string, limit: number): Promise<KeyOfGate[]> {
-  const { rows } = await tx.query<KeyOfGate>(
-    `select distinct h.consumer, h.source, h.topic, h.key
-       from turnout.held h
-       left join turnout.gate g using (consumer, source, topic, key)
-      where h.consumer = $1 and ${isNext}
-      limit $2`,
-    [consumer, limit],
-  );
-  return rows.map(({ source, topic, key }) => ({ consumer, source, topic, key }));
-}
-
 /**
- * The oldest waiting event of each key that has no numbers (plain subscribers), where none is parked before it: what can
- * go on because the parked one has had its effect, was skipped, or is to be tried again. Those without a key wait for nobody.
+ * Held events that can go on, the next one of each key, by page: because a crash came between a number and its successors,
+ * or a call brought the missing one, or a parked one has had its effect, was skipped, or is to be tried again.
  */
-export async function headsBehind(tx: Queryable, consumer: string, limit: number): Promise<Held[]> {
+export async function heldThatCanGoOn(
+  tx: Queryable,
+  consumer: string,
+  { after, limit }: { readonly after: bigint; readonly limit: number },
+): Promise<Held[]> {
   const { rows } = await tx.query<HeldRow>(
     `select ${heldColumns}
-       from (select distinct on (f.source, f.topic, f.key, case when f.key is null then f.id end) f.*
-               from turnout.held f
-              where f.consumer = $1 and f.number is null
-              order by f.source, f.topic, f.key, case when f.key is null then f.id end, f.id) h
-      where h.reason = 'behind'
+       from turnout.held h
+       left join turnout.gate g using (consumer, source, topic, key)
+      where h.consumer = $1 and h.id > $2::bigint and ${isNext}
       order by h.id
-      limit $2`,
-    [consumer, limit],
+      limit $3`,
+    [consumer, after.toString(), limit],
   );
   return rows.map(toHeld);
 }
@@ -139,9 +175,11 @@ export async function release(tx: Queryable, consumer: string, effectKey: string
 
 function toHeld(row: HeldRow): Held {
   return {
+    id: BigInt(row.id),
     effectKey: row.effect_key,
     reason: row.reason,
     source: row.source,
+    key: row.key,
     turn: row.number === null ? undefined : { generation: row.generation!, number: Number(row.number) },
     message: { topic: row.topic, partition: row.partition, offset: BigInt(row.offset), ...decodeMessage(row.message) },
     error: row.error ?? undefined,

@@ -543,7 +543,7 @@ describe('routes', () => {
     await untilPosition(2);
     expect(await held()).toEqual([
       expect.objectContaining({ reason: 'parked', step: 1, error: expect.stringContaining('TURNOUT_EVENT_UNHANDLED') }),
-      expect.objectContaining({ reason: 'behind', step: 2 }),
+      expect.objectContaining({ reason: 'early', step: 2 }),
     ]);
   });
 });

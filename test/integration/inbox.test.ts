@@ -5,9 +5,9 @@ import { afterAll, describe, expect, test } from 'vitest';
 import {
   apply,
   ensureInboxPartition,
+  heldThatCanGoOn,
   hold,
   intend,
-  keysToDrain,
   nextHeld,
   settle,
   type Arrival,
@@ -214,15 +214,17 @@ describe('key numbers', () => {
     await applyOnce({ ...two, path: 'rpc' });
     const next = await nextHeld(pool, place);
     expect(next).toEqual({
+      id: expect.any(BigInt),
       effectKey: three.effectKey,
       reason: 'early',
       source: 'orders',
+      key: three.key,
       turn: three.turn,
       message: message(three),
       error: undefined,
       attempts: 0,
     });
-    expect(await keysToDrain(pool, 'email', 10)).toContainEqual(place);
+    expect(await heldThatCanGoOn(pool, 'email', { after: 0n, limit: 10 })).toContainEqual(next);
     await applyOnce(three);
     expect(await effectsOf([one, two, three])).toEqual(ids([one, two, three]));
     expect((await pool.query('select from turnout.held where effect_key = $1', [three.effectKey])).rowCount).toBe(0);

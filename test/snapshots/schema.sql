@@ -138,7 +138,6 @@ CREATE FUNCTION turnout.drop_inbox_partitions(older_than interval) RETURNS integ
 declare
   name text;
   pending boolean;
-  dropped integer := 0;
 begin
   if older_than < interval '1 day' then
     raise exception 'Outcomes are kept for a day at least, not %.', older_than;
@@ -149,19 +148,23 @@ begin
       and to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' + interval '7 days' < clock_timestamp() - older_than
     order by c.relname
   loop
+    -- First without the lock: what stays disturbs nobody.
+    execute format('select exists (select from turnout.%I where outcome in (''running'', ''queued''))', name) into pending;
+    continue when pending;
     begin
       execute format('lock table turnout.inbox, turnout.%I in access exclusive mode', name);
+      -- And again, by the index: an intent may have come meanwhile.
       execute format('select exists (select from turnout.%I where outcome in (''running'', ''queued''))', name) into pending;
       if not pending then
         execute format('alter table turnout.inbox detach partition turnout.%I', name);
         execute format('drop table turnout.%I', name);
-        dropped := dropped + 1;
       end if;
     exception when lock_not_available then
-      return dropped;
+      return 0;
     end;
+    return case when pending then 0 else 1 end;
   end loop;
-  return dropped;
+  return 0;
 end
 $$;
 
@@ -251,6 +254,34 @@ begin
   update turnout.gate g set halted = halt_key.reason
     where g.consumer = halt_key.consumer and g.source = halt_key.source and g.topic = halt_key.topic and g.key = halt_key.key;
   insert into turnout.alarm (consumer, kind, detail) values (halt_key.consumer, 'unknown-repeat', halt_key.detail);
+end
+$$;
+
+CREATE FUNCTION turnout.hold_event(consumer text, effect_key text, occurred_at timestamp with time zone, reason text, source text, topic text, partition integer, "offset" bigint, key text, generation integer, number bigint, message jsonb, error text, attempts integer) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  entry record;
+begin
+  select e.locked, e.known_outcome into entry
+    from turnout.enter_inbox(hold_event.consumer, hold_event.effect_key, hold_event.occurred_at, hold_event.source, hold_event.topic,
+                             hold_event.key, hold_event.number is not null, false, 0, 0) e;
+  if not entry.locked then
+    return 'busy';
+  end if;
+  if entry.known_outcome not in ('running', 'queued') then
+    delete from turnout.held h where h.consumer = hold_event.consumer and h.effect_key = hold_event.effect_key;
+    return 'done';
+  end if;
+  insert into turnout.held (consumer, effect_key, reason, source, topic, partition, "offset", key, generation, number, message, error, attempts)
+    values (hold_event.consumer, hold_event.effect_key, hold_event.reason, hold_event.source, hold_event.topic, hold_event.partition,
+            hold_event."offset", hold_event.key, hold_event.generation, hold_event.number, hold_event.message, hold_event.error,
+            hold_event.attempts)
+    on conflict (consumer, effect_key) do update
+      set reason = excluded.reason, error = excluded.error, attempts = excluded.attempts;
+  return 'held';
 end
 $$;
 
@@ -558,6 +589,52 @@ $$;
 CREATE FUNCTION turnout.ramp_bucket(salt text, key text) RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select (('x' || substr(md5(salt || ':' || key), 1, 8))::bit(32)::bigint % 10000)::integer $$;
+
+CREATE FUNCTION turnout.rebase_relay(reason text) RETURNS TABLE(source text, generation integer, copied boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  newest turnout.relay_tick;
+  -- Numbers from here on may be given out again, or are in use.
+  unsettled xid8;
+  is_copy boolean;
+begin
+  if coalesce(trim(rebase_relay.reason), '') = '' then
+    raise exception 'A rebase needs a reason.' using errcode = 'TU012';
+  end if;
+  -- The lock of the relay that leads; held to the end of the transaction, so that none begins to lead meanwhile.
+  if not pg_try_advisory_xact_lock(hashtext('turnout.relay'), 0) then
+    raise exception 'A relay leads.' using errcode = 'TU019';
+  end if;
+  select * into newest from turnout.relay_tick t where t.shard = 0 order by t.tick desc limit 1;
+  select pg_snapshot_xmin(pg_current_snapshot()) into unsettled;
+  -- The same question as the relay's when it starts to lead (src/relay/checks.ts).
+  select pg_snapshot_xmax(t.hi) > pg_snapshot_xmax(pg_current_snapshot())
+      or (t.hi::text <> '1:1:'
+        and (t.xmin::text::bigint - pg_snapshot_xmax(t.hi)::text::bigint % 4294967296 + 4294967296) % 4294967296 >= 2147483648)
+    into is_copy
+    from turnout.relay_tick t where t.shard = 0 and t.tick = newest.tick;
+  is_copy := coalesce(is_copy, false)
+    or exists (select from turnout.outbox o where o.xid >= pg_snapshot_xmax(pg_current_snapshot()));
+  if is_copy then
+    with moved as (
+      update turnout.outbox o set xid = pg_current_xact_id() where o.xid >= unsettled returning o.seq
+    ), stamps as (
+      update turnout.stamp s set xid = pg_current_xact_id() from moved m where s.seq = m.seq
+    )
+    update turnout.rpc_delivery d set xid = pg_current_xact_id() from moved m where d.seq = m.seq;
+    update turnout.switchover s set created_xid = pg_current_xact_id() where s.created_xid >= unsettled;
+    -- A closed tick before everything. Its number goes on, so that a relay that was paused can't write behind it.
+    insert into turnout.relay_tick (shard, tick, lo, hi, numbers, relay)
+      values (0, coalesce(newest.tick, 0) + 1, '1:1:', '1:1:', '{}', 'rebase');
+  end if;
+  insert into turnout.rebase (reason, copied) values (rebase_relay.reason, is_copy);
+  return query
+    update turnout.source s set generation = s.generation + 1 returning s.name, s.generation, is_copy;
+end
+$$;
 
 CREATE FUNCTION turnout.record_outcome(consumer text, effect_key text, occurred_at timestamp with time zone, event_id uuid, event_type text, source text, topic text, key text, generation integer, number bigint, path text, outcome text, request_hash text, answer jsonb, reason text, attempts integer) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -884,19 +961,23 @@ begin
     raise exception 'To skip an event needs a reason.' using errcode = 'TU012', detail = json_build_object('effectKey', skip_parked.effect_key)::text;
   end if;
   select * into parked from turnout.held h
-    where h.consumer = skip_parked.consumer and h.effect_key = skip_parked.effect_key and h.reason = 'parked';
+    where h.consumer = skip_parked.consumer and h.effect_key = skip_parked.effect_key and h.reason <> 'early';
   if not found then
     return false;
   end if;
   headers := case when parked.message ? 'base64'
                   then convert_from(decode(parked.message ->> 'base64', 'base64'), 'UTF8')::jsonb -> 'headers'
                   else parked.message -> 'headers' end;
-  if coalesce(headers ->> 'ce_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+  begin
+    happened := (headers ->> 'ce_time')::timestamptz;
+  exception when data_exception then
+    happened := null;
+  end;
+  if happened is null or coalesce(headers ->> 'ce_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
     -- No event: nothing can ever repeat it, so there is no outcome to keep.
-    delete from turnout.held h where h.id = parked.id and h.reason = 'parked';
+    delete from turnout.held h where h.id = parked.id;
     return found;
   end if;
-  happened := (headers ->> 'ce_time')::timestamptz;
   perform turnout.make_inbox_partition(happened);
   perform from turnout.enter_inbox(parked.consumer, parked.effect_key, happened, parked.source, parked.topic, parked.key,
                                    parked.number is not null, true, 0, 0) e where e.locked;
@@ -904,7 +985,7 @@ begin
     raise exception 'The effect % is being applied just now; try again.', parked.effect_key using errcode = 'lock_not_available';
   end if;
   -- Under the lock: a call may have brought the effect meanwhile.
-  perform from turnout.held h where h.id = parked.id and h.reason = 'parked' for update;
+  perform from turnout.held h where h.id = parked.id for update;
   if not found then
     return false;
   end if;
@@ -1101,6 +1182,24 @@ CREATE TABLE turnout."position" (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE turnout.rebase (
+    id bigint NOT NULL,
+    reason text NOT NULL,
+    copied boolean NOT NULL,
+    actor text DEFAULT SESSION_USER NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT rebase_reason_check CHECK ((length(TRIM(BOTH FROM reason)) > 0))
+);
+
+ALTER TABLE turnout.rebase ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME turnout.rebase_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE turnout.relay_shard (
     shard integer NOT NULL,
     system_identifier text NOT NULL,
@@ -1258,6 +1357,9 @@ ALTER TABLE ONLY turnout.migration
 ALTER TABLE ONLY turnout."position"
     ADD CONSTRAINT position_pkey PRIMARY KEY (consumer, topic, partition);
 
+ALTER TABLE ONLY turnout.rebase
+    ADD CONSTRAINT rebase_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY turnout.relay_shard
     ADD CONSTRAINT relay_shard_pkey PRIMARY KEY (shard);
 
@@ -1285,7 +1387,11 @@ ALTER TABLE ONLY turnout.switchover
 ALTER TABLE ONLY turnout.topic
     ADD CONSTRAINT topic_pkey PRIMARY KEY (name);
 
+CREATE INDEX held_line ON turnout.held USING btree (consumer, source, topic, key, id);
+
 CREATE INDEX held_number ON turnout.held USING btree (consumer, source, topic, key, number);
+
+CREATE INDEX inbox_intent ON ONLY turnout.inbox USING btree (consumer) WHERE (outcome = ANY (ARRAY['running'::text, 'queued'::text]));
 
 CREATE INDEX outbox_xid ON ONLY turnout.outbox USING btree (xid);
 
