@@ -481,8 +481,20 @@ test('outcomes leave by the partition, and an event of a dropped week can still 
 
   const drop = async (than: string): Promise<number> =>
     (await pool.query<{ n: number }>('select turnout.drop_inbox_partitions($1::interval) as n', [than])).rows[0]!.n;
-  expect(await drop('80 days')).toBe(0); // the one with an intent stays
+  await transaction(async (client) => {
+    const { rows } = await client.query<{ n: number }>(`select turnout.drop_inbox_partitions('80 days') as n`);
+    expect(rows).toEqual([{ n: 0 }]); // the one with an intent stays
+    // And nobody had to wait for that.
+    const locks = await client.query(
+      `select from pg_locks where pid = pg_backend_pid() and mode = 'AccessExclusiveLock' and relation is not null`,
+    );
+    expect(locks.rowCount).toBe(0);
+  });
+  const another = new Date(old.getTime() - 7 * day);
+  await ensureInboxPartition(db, another);
   expect(await drop('30 days')).toBe(1);
+  expect(await drop('30 days')).toBe(1);
+  expect(await drop('30 days')).toBe(0);
   expect(await weeksOf()).toHaveLength(before.length + 1);
   await expect(drop('0 days')).rejects.toThrow('a day at least');
 
