@@ -161,7 +161,8 @@ export function publisherContract(name: string, broker: () => PublisherUnderTest
         { topic, partition: 0, messages: [of('a', '1'), of('b', '2'), of('b', '3'), of('a', '4'), of('c', '5')] },
       ]);
       const records = await publisher.lastRecords([topic]);
-      expect(records.map(({ message }) => message?.headers['ce_id']).toSorted()).toEqual(['3', '4', '5']);
+      expect(records).toHaveLength(3);
+      expect(new Set(records.map(({ message }) => message?.headers['ce_id']))).toEqual(new Set(['3', '4', '5']));
     });
 
     test('sends only while it is connected, and can be connected again', async () => {
