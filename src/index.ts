@@ -77,7 +77,7 @@ export type {
 } from './relay/index.ts';
 
 // Consumers
-export { defineConsumer, runConsumer } from './consumer/index.ts';
+export { defineConsumer, drainHeld, runConsumer } from './consumer/index.ts';
 export type {
   Batch,
   ConsumerDefinition,

@@ -18,6 +18,7 @@ export type {
   HandlerContext,
   TransactionOptions,
 } from './define-consumer.ts';
+export { drainHeld } from './drain.ts';
 export { runConsumer } from './run-consumer.ts';
 export type { RunConsumerOptions } from './run-consumer.ts';
 export type {

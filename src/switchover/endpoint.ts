@@ -34,7 +34,7 @@ export interface EndpointOptions<Tx, Request> {
   readonly authenticate?: (request: Request) => boolean | Promise<boolean>;
   /** What becomes of calls without Turnout's headers: `'allow'` (default) as today, `'refuse'` with 428. */
   readonly unkeyed?: 'allow' | 'refuse';
-  /** Applies held events of a key whose turn has come; without it, the consumer's own process does, a little later. */
+  /** Applies held events of a key whose turn has come: `drainHeld(definition)`. Without it, the consumer's own process does, a little later. */
   readonly drain?: (place: KeyOfGate) => Promise<unknown>;
   /** How long the inbox keeps outcomes, in milliseconds. Default 30 days. */
   readonly retentionMs?: number;

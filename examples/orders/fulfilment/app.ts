@@ -1,10 +1,11 @@
 import express from 'express';
 import type { Express } from 'express';
 import type { Pool } from 'pg';
-import { createEndpoint } from 'turnout';
+import { createEndpoint, drainHeld } from 'turnout';
 import { switchedOver } from 'turnout/express';
 import { pgDatabase } from 'turnout/pg';
 import { isShop } from '../authenticate.ts';
+import { fulfilmentConsumer } from './consumers.ts';
 import { ship, stopShipping } from './warehouse.ts';
 
 /** The old endpoints of the warehouse. */
@@ -14,6 +15,7 @@ export function fulfilmentApp(pool: Pool): Express {
     database: pgDatabase(pool),
     order: 'key',
     authenticate: isShop,
+    drain: drainHeld(fulfilmentConsumer(pool)),
   });
   const app = express();
   app.use(express.json());

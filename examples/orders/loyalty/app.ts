@@ -1,10 +1,11 @@
 import express from 'express';
 import type { Express } from 'express';
 import type { Pool } from 'pg';
-import { createEndpoint } from 'turnout';
+import { createEndpoint, drainHeld } from 'turnout';
 import { switchedOver } from 'turnout/express';
 import { pgDatabase } from 'turnout/pg';
 import { isShop } from '../authenticate.ts';
+import { loyaltyConsumer } from './consumers.ts';
 import { creditOrder, revokeOrder } from './ledger.ts';
 
 /** The old endpoints of the ledger; they answer with the new balance. */
@@ -14,6 +15,7 @@ export function loyaltyApp(pool: Pool): Express {
     database: pgDatabase(pool),
     order: 'key',
     authenticate: isShop,
+    drain: drainHeld(loyaltyConsumer(pool)),
   });
   const app = express();
   app.use(express.json());
