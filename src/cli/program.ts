@@ -3,6 +3,7 @@ import {
   consume,
   migrateDatabases,
   printMigrations,
+  rebase,
   run,
   showHistory,
   showStatus,
@@ -174,6 +175,15 @@ code that makes their calls through it is deployed. None is ever taken away.
     .description('every stage change of a switchover: when, who, why')
     .action((name: string, _options: unknown, command: Command) =>
       withConfig(command.optsWithGlobals(), (config) => showHistory(config, name)),
+    );
+
+  const relay = program.command('relay').description('after a database was put back');
+  common(relay.command('rebase'))
+    .description('give the sources of the database a new generation of numbers, after TURNOUT_DATABASE_REWOUND')
+    .requiredOption('-r, --reason <text>', 'why; turnout.rebase keeps it')
+    .addHelpText('after', '\nStop every relay first. docs/relay.md says what to find out before, and what follows.')
+    .action((options: CommonOptions & { reason: string }) =>
+      withConfig(options, (config) => rebase(config, options.reason)),
     );
 
   common(program.command('status'))

@@ -216,7 +216,12 @@ export const errorKinds = {
   TURNOUT_DATABASE_REWOUND: {
     retryable: false,
     remedy:
-      'The topic holds events that this database does not know (a restore, or a promotion that lost transactions); run `turnout relay rebase` when you know why.',
+      'Find out what consumers know that this database does not (a restore, a lossy promotion, a copy from another cluster; docs/relay.md), then run `turnout relay rebase --reason …`.',
+  },
+  TURNOUT_RELAY_LEADING: {
+    retryable: true,
+    sqlState: 'TU019',
+    remedy: 'Stop every relay of the database (`turnout run`), then run the same command again.',
   },
   TURNOUT_POSITION_OUT_OF_RANGE: {
     retryable: false,

@@ -1,6 +1,8 @@
 export { outboxKeeper } from './keeper.ts';
 export type { OutboxKeeperOptions } from './keeper.ts';
 export type { LastRecord, PartitionBatch, Publisher } from './publisher.ts';
+export { rebaseRelay } from './rebase.ts';
+export type { RebasedSource } from './rebase.ts';
 export { createRelay } from './relay.ts';
 export type { Relay, RelayCounts, RelayEvent, RelayOptions } from './relay.ts';
 export type { TopicAdmin, TopicDescription } from './topic-admin.ts';

@@ -171,6 +171,12 @@ describe('turnout, from an empty database to events and back', () => {
     expect(status.output).toContain('NOT promised: order between effects');
   });
 
+  it('gives sources a new generation, for a reason', async () => {
+    expect((await turnout('relay', 'rebase')).code).toBe(2);
+    const { code, data } = await turnout('relay', 'rebase', '--reason', 'restored from a backup');
+    expect([code, data]).toEqual([0, { ok: true, sources: [{ source: 'shop', generation: 2 }], copied: false }]);
+  });
+
   it('knows the consumers of the configuration', async () => {
     const nobody = await turnout('consume', 'nobody');
     expect([nobody.code, codeOf(nobody.data)]).toEqual([1, 'TURNOUT_HANDLER_MISSING']);
