@@ -463,3 +463,21 @@ describe('is refused', () => {
       expect(await outcomeOf(pool, statement), statement).toBe(insufficientPrivilege);
   });
 });
+
+test('every function is granted to a role, or is only called by others', async () => {
+  const { owner } = await world();
+  const { rows } = await owner.query<{ name: string }>(`
+    select p.proname::text as name from pg_proc p
+     where p.pronamespace = 'turnout'::regnamespace
+       and not exists (select from unnest(array['publisher', 'relay', 'consumer', 'operator', 'reader']) r
+                        where has_function_privilege('turnout_' || r, p.oid, 'execute'))
+     order by p.proname`);
+  expect(rows.map((row) => row.name)).toEqual([
+    'bad_header',
+    'is_reserved_header',
+    'need_of_outbox_partition',
+    'ramp_bucket',
+    'refuse_event',
+    'route_for',
+  ]);
+});
