@@ -28,7 +28,7 @@ async function producer() {
       ),
     relay: relayOf,
     /** Relays until `count` more events are there. */
-    async published(count: number) {
+    published: async (count: number) => {
       const relay = relayOf();
       await relay.start();
       await waitFor(() => relay.counts().published >= count);

@@ -6,7 +6,7 @@ import type { KafkaPublisherLike } from '../../adapters/kafkajs/index.ts';
 const require = createRequire(import.meta.url);
 const createProducer = require('kafkajs/src/producer/index.js') as (options: Record<string, unknown>) => unknown;
 const { createErrorFromCode } = require('kafkajs/src/protocol/error.js') as {
-  createErrorFromCode(code: number): Error;
+  createErrorFromCode: (code: number) => Error;
 };
 const Emitter = require('kafkajs/src/instrumentation/emitter.js') as new () => unknown;
 
@@ -35,7 +35,7 @@ function twoBrokers() {
         topics: topicData.map(({ topic, partitions }) => ({
           topicName: topic,
           partitions: partitions.map(({ partition, messages }) => {
-            written.push(...messages.map(({ value }) => `${partition}:${value}`));
+            written.push(...messages.map(({ value }) => `${partition}:${value.toString()}`));
             return { partition, errorCode: 0, baseOffset: '0' };
           }),
         })),
@@ -123,7 +123,7 @@ describe('kafkaJsPublisher', () => {
         on: () => undefined,
         seek: () => undefined,
         // It never gives what partition 1 has.
-        async run({ eachBatch }: { eachBatch(payload: unknown): Promise<void> }) {
+        async run({ eachBatch }: { eachBatch: (payload: unknown) => Promise<void> }) {
           looks++;
           const message = { offset: '0', key: null, value: null, headers: { ce_source: 'orders' } };
           await eachBatch({ batch: { topic: 'orders', partition: 0, messages: [message] } });
