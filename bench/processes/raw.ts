@@ -5,8 +5,11 @@ import { createInterface } from 'node:readline';
 import { Kafka, logLevel } from 'kafkajs';
 import { Pool } from 'pg';
 import { producerSettings } from '../../adapters/kafkajs/producer-settings.ts';
-import { encodeEnvelope, partitionOf } from '../../src/event/index.ts';
+import { pgDatabase } from '../../adapters/pg/index.ts';
 import type { Message } from '../../src/event/index.ts';
+import { toBatches } from '../../src/relay/messages.ts';
+import { createCounter } from '../../src/relay/numbers.ts';
+import { beginning, prepareSession, readPage } from '../../src/relay/tick-store.ts';
 
 const { url, brokers, topic, partitions } = JSON.parse(process.argv[2] ?? '{}') as {
   url: string;
@@ -15,6 +18,7 @@ const { url, brokers, topic, partitions } = JSON.parse(process.argv[2] ?? '{}') 
   partitions: number;
 };
 const pool = new Pool({ connectionString: url, max: 1 });
+const database = pgDatabase(pool);
 const producer = new Kafka({ brokers, logLevel: logLevel.NOTHING }).producer(producerSettings);
 await producer.connect();
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
@@ -26,46 +30,26 @@ type Loaded = (Message & { partition: number })[][];
  */
 const chunk = 20_000;
 
-interface Stored {
-  seq: string;
-  id: string;
-  source: string;
-  aggregateid: string;
-  type: string;
-  version: number;
-  payload: string;
-  occurred_at: Date;
-}
-
-/** The messages that the relay makes of the same rows. */
+/** The messages that the relay makes of the same rows, by the same code. */
 async function load(afterSeq: number, events: number): Promise<Loaded> {
-  const { rows } = await pool.query<Stored>(
-    `select o.seq::text, o.id::text, o.source, o.aggregateid, o.type, o.version, o.payload::text, o.occurred_at
-      from turnout.outbox o where o.seq > $1 order by o.seq limit $2`,
-    [afterSeq, events],
-  );
-  const loaded: Loaded = Array.from({ length: partitions }, () => []);
-  for (const row of rows) {
-    const seq = BigInt(row.seq);
-    const partition = partitionOf(row.aggregateid, seq, partitions);
-    const message = encodeEnvelope({
-      id: row.id,
-      type: row.type,
-      version: row.version,
-      source: row.source,
-      topic,
-      key: row.aggregateid,
-      time: row.occurred_at,
-      payload: row.payload,
-      seq,
-      sequence: { generation: 1, number: BigInt(loaded[partition]!.length + 1) },
-      routes: undefined,
-      headers: {},
-      refused: undefined,
-    });
-    loaded[partition]!.push({ ...message, partition });
+  const session = await database.connect();
+  try {
+    await prepareSession(session, 'turnout bench');
+    const [now] = await session.queryText('select pg_current_snapshot()');
+    const all = { tick: 0n, lo: beginning, hi: now?.[0] ?? beginning, numbers: {}, relay: '' };
+    const rows = await readPage(session, { ...all, afterSeq: BigInt(afterSeq) }, events);
+    const loaded: Loaded = Array.from({ length: partitions }, () => []);
+    const batches = toBatches(
+      rows,
+      createCounter({}, () => 1),
+      () => partitions,
+    );
+    for (const { partition, messages } of batches)
+      loaded[partition] = messages.map((message) => ({ ...message, partition }));
+    return loaded;
+  } finally {
+    session.release(true);
   }
-  return loaded;
 }
 
 /** As the relay does: two sends in flight, each with half of the partitions, and one send at a time for each partition. */

@@ -26,6 +26,8 @@ interface Outcome {
   readonly relays: RelayFaults;
   /** Why it did not even come to an end. */
   readonly stuck: string | undefined;
+  /** The relay that ended by itself, if one did. */
+  readonly ended: string | undefined;
 }
 
 const { values } = parseArgs({
@@ -88,7 +90,7 @@ async function run(name: string, planned: Scenario): Promise<Outcome> {
       `select c.event_id::text as id, c.key, c.n::integer from reading.committed c`,
     );
     const verdict = verify(committed.rows, await readTopic(client, topic));
-    return { verdict, written, relays: fleet.faults(), stuck };
+    return { verdict, written, relays: fleet.faults(), stuck, ended: fleet.ended() };
   } finally {
     await fleet.stop();
     await admin.end();
@@ -104,6 +106,13 @@ async function isDrained(admin: Client): Promise<boolean> {
       from turnout.relay_tick t order by t.tick desc limit 1`,
   );
   return rows[0]?.drained === true;
+}
+
+function judge(outcome: Outcome, control: boolean): string {
+  // A relay that refuses to work loses everything, which says nothing about the breakage.
+  if (outcome.ended !== undefined) return `inconclusive: ${outcome.ended}`;
+  if (control) return violations(outcome) === 0 ? 'clean' : 'not clean';
+  return violations(outcome) > 0 ? 'caught' : 'missed';
 }
 
 const violations = ({ verdict }: Outcome): number =>
@@ -125,6 +134,7 @@ try {
       uncommitted,
       repeated,
       faults: { ...killed, ...written.transactions },
+      ...(stuck === undefined ? {} : { stuck }),
     });
     say(`reading: ${written.committed} events, ${violations(outcome)} violations, ${repeated} identical repeats`);
     for (const example of [...(stuck === undefined ? [] : [stuck]), ...verdict.examples]) say(`  ${example}`);
@@ -134,9 +144,8 @@ try {
     if (values.sabotage !== undefined && values.sabotage !== name) continue;
     const control = values.control === true;
     const outcome = await run(name, control ? { ...planned, failpoints: [], sequenceCache: 1 } : planned);
-    const caught = violations(outcome) > 0;
-    found[name] = control ? (caught ? 'not clean' : 'clean') : caught ? 'caught' : 'missed';
-    ok &&= caught !== control;
+    found[name] = judge(outcome, control);
+    ok &&= found[name] === (control ? 'clean' : 'caught');
     const { lost, doubled, outOfOrder, uncommitted, examples } = outcome.verdict;
     say(
       `${name}: ${found[name]} (lost ${lost}, doubled ${doubled}, out of order ${outOfOrder}, uncommitted ${uncommitted}); ${examples[0] ?? outcome.stuck ?? ''}`,

@@ -2,6 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { TurnoutError } from '../../src/errors/index.ts';
+import { encodeEnvelope } from '../../src/event/index.ts';
 import type { Message } from '../../src/event/index.ts';
 import { enableFailpoint } from '../../src/lifecycle/index.ts';
 import { createChain } from '../../src/relay/chain.ts';
@@ -267,6 +268,54 @@ describe('rows as messages', () => {
         },
       ],
     });
+  });
+
+  test('are what encodeEnvelope makes of them', () => {
+    const text = fc.string({ minLength: 1, maxLength: 8 });
+    const event = fc.record({
+      key: fc.option(text),
+      time: fc.date({
+        min: new Date('1990-01-01T00:00:00Z'),
+        max: new Date('2100-01-01T00:00:00Z'),
+        noInvalidDate: true,
+      }),
+      routes: fc.option(text),
+      headers: fc.option(fc.dictionary(fc.stringMatching(/^x-[a-z]{1,5}$/), text, { maxKeys: 3 })),
+    });
+    fc.assert(
+      fc.property(event, ({ key, time, routes, headers }) => {
+        // As Postgres writes it: no trailing zeros, no fraction at all for whole seconds.
+        const written = `${time
+          .toISOString()
+          .replace('T', ' ')
+          .replace(/\.?0*Z$/, '')}+00`;
+        const stored = [...row(7, key)];
+        stored[8] = routes;
+        stored[9] = headers === null ? null : JSON.stringify(headers);
+        stored[10] = written;
+        const [batch] = toBatches(
+          [stored],
+          createCounter({}, () => 1),
+          () => 1,
+        );
+        const expected = encodeEnvelope({
+          id: stored[1]!,
+          type: stored[5]!,
+          version: 2,
+          source: stored[2]!,
+          topic: 't',
+          key,
+          time,
+          payload: stored[7]!,
+          seq: 7n,
+          sequence: { generation: 1, number: 1n },
+          routes: routes ?? undefined,
+          headers: headers ?? {},
+          refused: undefined,
+        });
+        expect(batch?.messages).toEqual([expected]);
+      }),
+    );
   });
 
   test('are grouped by partition in the order of seq, the same each time', () => {
