@@ -654,9 +654,9 @@ describe('two relays', () => {
 
   test('a paused leader loses its lead to the standby, is fenced when it wakes, and stands by', async () => {
     const orders = await onKafka();
-    const first = orders.spawn({ takeoverMs: 500 });
+    const first = orders.spawn({ takeoverMs: 2_000 });
     await first.line(/"leading"/, { deadlineMs: 20_000 });
-    const second = orders.spawn({ takeoverMs: 500 });
+    const second = orders.spawn({ takeoverMs: 2_000 });
     await second.line(/"standing-by"/, { deadlineMs: 20_000 });
     await orders.publish(10);
     await first.line(/"tick"/);
