@@ -49,12 +49,18 @@ const quiet: Scenario = { ...scenario(1_500), relayProcesses: 1, chaos: false, f
 export const sabotages: Readonly<Record<string, Scenario>> = {
   // Transactions that commit late are passed over.
   'relay.read-above-last-id': { ...quiet, failpoints: ['relay.read-above-last-id'] },
-  // Killed between publishing and persisting, it reads a longer stretch next time, and counts otherwise. Blind: the comparison with
-  // the topic at its start would notice the same.
+  // Killed between publishing and persisting, it reads a longer stretch next time; what committed late meanwhile comes before what
+  // was published, and moves all numbers behind it. One partition, and many late commits, so that it does so each time. Blind: the
+  // comparison with the topic at its start would notice the same.
   'relay.persist-tick-after-publish': {
     ...quiet,
     failpoints: ['relay.persist-tick-after-publish'],
-    dieAfterSends: 12,
+    events: 2_000,
+    partitions: 1,
+    connections: 16,
+    keys: 1_000,
+    mix: { commit: 40, 'early-xid': 30, long: 15, prepared: 15 },
+    dieAfterSends: 3,
     blind: true,
   },
   // A page that fails in the middle of a long tick, and those behind it.
