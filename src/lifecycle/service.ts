@@ -81,11 +81,16 @@ export function service(name: string, run: Run): Service {
 export function together(name: string, services: readonly Service[]): Service {
   return service(name, async (signal, ready) => {
     const started: Service[] = [];
+    const stopped = new Promise<void>((resolve) => {
+      if (signal.aborted) resolve();
+      else signal.addEventListener('abort', () => resolve(), { once: true });
+    });
     try {
       for (const each of services) {
         if (signal.aborted) return;
-        await each.start();
+        // Before it is started: one that still waits for its database must be stopped too.
         started.push(each);
+        await Promise.race([each.start(), stopped]);
       }
       ready();
       const failure = await Promise.race([

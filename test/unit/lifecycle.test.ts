@@ -79,6 +79,15 @@ describe('service', () => {
 });
 
 describe('together', () => {
+  it('stops one that is still starting', async () => {
+    const waiting = service('waiting', async (signal) => void (await sleep(60_000, signal)));
+    const both = together('both', [waiting, probe()]);
+    const started = both.start();
+    await Promise.resolve();
+    await both.stop();
+    await started;
+  });
+
   it('stops what it started when one of them can not start', async () => {
     const first = probe();
     const broken = service('broken', () => Promise.reject(new Error('no broker')));
