@@ -16,6 +16,10 @@ export interface PoolLike {
 
 /** How {@link ClientPool} takes connections from it. */
 export function clientsOf<Client extends PoolClientLike>(pool: PoolLike): ClientPool<Client> {
+  // A pool of `pg` tells of idle connections that are lost by 'error', which ends a process in which nobody listens. It has
+  // dropped the connection by then; whoever needs the next one hears if the server is away.
+  const { on } = pool as { on?: (this: PoolLike, event: 'error', listener: () => void) => unknown };
+  on?.call(pool, 'error', () => undefined);
   return {
     async take() {
       const client = (await pool.connect()) as Client;
