@@ -81,9 +81,9 @@ export function service(name: string, run: Run): Service {
 export function together(name: string, services: readonly Service[]): Service {
   return service(name, async (signal, ready) => {
     const started: Service[] = [];
-    const stopped = new Promise<void>((resolve) => {
-      if (signal.aborted) resolve();
-      else signal.addEventListener('abort', () => resolve(), { once: true });
+    const stopped = new Promise<undefined>((resolve) => {
+      if (signal.aborted) resolve(undefined);
+      else signal.addEventListener('abort', () => resolve(undefined), { once: true });
     });
     try {
       for (const each of services) {
@@ -93,13 +93,7 @@ export function together(name: string, services: readonly Service[]): Service {
         await Promise.race([each.start(), stopped]);
       }
       ready();
-      const failure = await Promise.race([
-        ...services.map(async (each) => ({ error: await each.failed() })),
-        new Promise<undefined>((resolve) => {
-          if (signal.aborted) resolve(undefined);
-          else signal.addEventListener('abort', () => resolve(undefined), { once: true });
-        }),
-      ]);
+      const failure = await Promise.race([...services.map(async (each) => ({ error: await each.failed() })), stopped]);
       if (failure !== undefined && !signal.aborted) throw failure.error;
     } finally {
       for (const each of started.reverse()) await each.stop();
