@@ -60,6 +60,10 @@ export interface GateRequest<Request> {
   readonly original: Request;
   /** Names in lower case. */
   readonly headers: Readonly<Record<string, string | readonly string[] | undefined>>;
+  /** What was called, such as `POST /confirmations` or `mail.Sender/Send`: the route, without values from the path. */
+  readonly endpoint?: string | undefined;
+  /** Where the call came from: the remote address, as the framework tells it. */
+  readonly address?: string | undefined;
   /** What tells one body from another: the parsed one if it is JSON, else its bytes. */
   body(): Promise<unknown>;
 }
