@@ -1,4 +1,5 @@
 import { joinedClient } from '../../src/database/index.ts';
+import { hearLostConnections } from './pool.ts';
 import type { PoolLike } from './pool.ts';
 
 const originals = new WeakMap<object, PoolLike>();
@@ -20,6 +21,7 @@ export function unjoined<Pool extends PoolLike>(pool: Pool): PoolLike {
  */
 export function joinPool<Pool extends PoolLike>(pool: Pool): Pool {
   const own = unjoined(pool);
+  hearLostConnections(own);
   const joined = new Proxy(own, {
     get(target, property) {
       if (property === 'connect') return connect;

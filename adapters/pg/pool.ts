@@ -16,10 +16,7 @@ export interface PoolLike {
 
 /** How {@link ClientPool} takes connections from it. */
 export function clientsOf<Client extends PoolClientLike>(pool: PoolLike): ClientPool<Client> {
-  // A pool of `pg` tells of idle connections that are lost by 'error', which ends a process in which nobody listens. It has
-  // dropped the connection by then; whoever needs the next one hears if the server is away.
-  const { on } = pool as { on?: (this: PoolLike, event: 'error', listener: () => void) => unknown };
-  on?.call(pool, 'error', () => undefined);
+  hearLostConnections(pool);
   return {
     async take() {
       const client = (await pool.connect()) as Client;
@@ -31,4 +28,18 @@ export function clientsOf<Client extends PoolClientLike>(pool: PoolLike): Client
       return pool.totalCount >= max && pool.idleCount === 0;
     },
   };
+}
+
+const heard = new WeakSet<PoolLike>();
+
+/**
+ * A pool of `pg` tells of idle connections that are lost by 'error', which ends a process in which nobody listens. It has
+ * dropped the connection by then; whoever needs the next one hears if the server is away. One listener a pool, however often
+ * it is given.
+ */
+export function hearLostConnections(pool: PoolLike): void {
+  if (heard.has(pool)) return;
+  heard.add(pool);
+  const { on } = pool as { on?: (this: PoolLike, event: 'error', listener: () => void) => unknown };
+  on?.call(pool, 'error', () => undefined);
 }

@@ -483,6 +483,18 @@ describe('code that knows only its pool', () => {
   });
 });
 
+test('a pool that was only joined outlives the loss of an idle connection', async () => {
+  const own = new Pool({ connectionString: (await database({ template })).url, max: 1 });
+  const legacy = joinPool(joinPool(own));
+  const { rows } = await legacy.query<{ pid: number }>('select pg_backend_pid() as pid');
+  const { raw: other } = await newDatabase();
+  await other.query('select pg_terminate_backend($1)', [rows[0]!.pid]);
+  await waitFor(() => own.totalCount === 0, { what: 'the pool to drop its connection' });
+  expect((await legacy.query<{ one: number }>('select 1 as one')).rows).toEqual([{ one: 1 }]);
+  expect(own.listenerCount('error')).toBe(1);
+  await own.end();
+});
+
 describe('a pool that is too small', () => {
   test('gives an error after a bounded wait, and no connection is lost by it', async () => {
     const { db, raw } = await newDatabase({ max: 2, connectTimeoutMs: 100 });
