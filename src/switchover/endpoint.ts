@@ -11,14 +11,17 @@
 import { createHash } from 'node:crypto';
 import type { Database } from '../database/index.ts';
 import { isTurnoutError, TurnoutError } from '../errors/index.ts';
-import type { ErrorCode } from '../errors/index.ts';
 import { isName } from '../event/index.ts';
 import type { Ordering } from '../event/index.ts';
 import { apply, defaultRetentionMs, ensureInboxPartition } from '../inbox/index.ts';
 import type { Arrival, Effect, KeyOfGate, Verdict } from '../inbox/index.ts';
 import { silentLogger, sleep } from '../lifecycle/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
-import { formatTurn, hasCallHeaders, readCallHeaders } from './call-headers.ts';
+import { hasCallHeaders, readCallHeaders } from './call-headers.ts';
+import { answerTo, isDefinitiveByDefault, outcomeOf, refusal } from './gate-answer.ts';
+import type { GateAnswer, HandlerAnswer } from './gate-answer.ts';
+
+export type { GateAnswer, HandlerAnswer } from './gate-answer.ts';
 
 export interface EndpointOptions<Tx, Request> {
   /** The consumer whose effects the endpoint has. */
@@ -67,29 +70,6 @@ export interface GateRequest<Request> {
   /** What tells one body from another: the parsed one if it is JSON, else its bytes. */
   body(): Promise<unknown>;
 }
-
-/** What the old handler answered, complete. */
-export interface HandlerAnswer {
-  readonly status: number;
-  readonly headers: Readonly<Record<string, string | readonly string[]>>;
-  readonly body: Buffer;
-  /** False: nobody handled the request (no route matched, or all passed it on), so a 404 refuses nothing. Default true. */
-  readonly handled?: boolean;
-}
-
-/** What to send. */
-export type GateAnswer =
-  /** No Turnout headers: let the request go on as if the gate were not there. */
-  | { readonly kind: 'pass' }
-  /** What the handler answered, with `headers` added. */
-  | { readonly kind: 'handler'; readonly answer: HandlerAnswer; readonly headers: Readonly<Record<string, string>> }
-  /** The gate's own answer, or a stored one; the handler has not run, or its answer can't be sent. */
-  | {
-      readonly kind: 'gate';
-      readonly status: number;
-      readonly headers: Readonly<Record<string, string | readonly string[]>>;
-      readonly body: Buffer;
-    };
 
 /** The gate of one old endpoint; adapters such as `turnout/express` put it before the handler. */
 export interface Endpoint<Request = unknown> {
@@ -228,108 +208,6 @@ function drainLater<Tx, Request>(
   drain({ consumer, source, topic, key: key! }).catch((error: unknown) => {
     logger.warn('Held events of a key could not be applied; the consumer’s process will.', { consumer, key, error });
   });
-}
-
-function answerTo(verdict: Verdict, given: HandlerAnswer | undefined): GateAnswer {
-  switch (verdict.kind) {
-    case 'done':
-      if (!verdict.repeated && given !== undefined)
-        return { kind: 'handler', answer: given, headers: { 'turnout-outcome': verdict.outcome } };
-      return stored(verdict.answer as KeptAnswer | null, verdict.outcome, verdict.repeated);
-    case 'early':
-      return refusal(425, 'TURNOUT_EFFECT_EARLY', 'Events of the key before this one are missing.', {
-        'turnout-last-number': formatTurn({ generation: verdict.generation, number: verdict.lastNumber }),
-      });
-    case 'running':
-      return refusal(409, 'TURNOUT_EFFECT_RUNNING', 'The effect, or another one of its key, is being applied.', {
-        'retry-after': '1',
-      });
-    case 'reused':
-      return refusal(422, 'TURNOUT_EFFECT_KEY_REUSED', `The effect key is known with another ${verdict.what}.`);
-    case 'halted':
-      return refusal(503, 'TURNOUT_GATE_HALTED', verdict.reason);
-  }
-}
-
-/** An answer as the inbox keeps it. */
-interface KeptAnswer {
-  readonly status: number;
-  readonly headers: Readonly<Record<string, string | readonly string[]>>;
-  /** Base64 if it is no text; null if it was too large to keep. */
-  readonly body: string | null;
-  readonly encoding: 'text' | 'base64';
-}
-
-function stored(kept: KeptAnswer | null, outcome: Effect['outcome'], repeated: boolean): GateAnswer {
-  const headers = { 'turnout-outcome': repeated ? 'duplicate' : outcome };
-  // It came as an event, or was skipped: nobody answered. An object is what most callers can parse.
-  if (kept === null) {
-    const status = outcome === 'rejected' ? 422 : 200;
-    return {
-      kind: 'gate',
-      status,
-      headers: { 'content-type': 'application/json', ...headers },
-      body: Buffer.from('{}'),
-    };
-  }
-  const body =
-    kept.body === null ? Buffer.alloc(0) : Buffer.from(kept.body, kept.encoding === 'text' ? 'utf8' : 'base64');
-  return { kind: 'gate', status: kept.status, headers: { ...kept.headers, ...headers }, body };
-}
-
-/** About one connection, one moment, or one person: not to be given again. */
-const notKept = new Set([
-  'connection',
-  'content-length',
-  'date',
-  'keep-alive',
-  'set-cookie',
-  'trailer',
-  'transfer-encoding',
-  'upgrade',
-]);
-
-/**
- * Refusals that may be other ones later: of the caller's credentials, of the moment, or of a size and a shape that
- * middleware looks at before the handler does. Taken for the handler's word, they would lose the effect.
- */
-const notDefinitive = new Set([401, 403, 405, 407, 408, 413, 415, 421, 425, 429]);
-
-const isDefinitiveByDefault = (status: number): boolean => !notDefinitive.has(status);
-
-/** What an answer says of the effect; undefined: nothing that could be relied on. */
-function outcomeOf(
-  answer: HandlerAnswer,
-  isDefinitive: (status: number) => boolean,
-  maxKeptBytes: number,
-): Effect | undefined {
-  const { status, handled = true } = answer;
-  if (status >= 200 && status < 300) return { outcome: 'applied', answer: kept(answer, maxKeptBytes) };
-  if (status < 400 || status >= 500 || (status === 404 && !handled) || !isDefinitive(status)) return undefined;
-  return { outcome: 'rejected', answer: kept(answer, maxKeptBytes), reason: `the handler answered ${status}` };
-}
-
-function kept({ status, headers, body }: HandlerAnswer, maxKeptBytes: number): KeptAnswer {
-  const lasting = Object.fromEntries(Object.entries(headers).filter(([name]) => !notKept.has(name)));
-  if (body.length > maxKeptBytes) return { status, headers: lasting, body: null, encoding: 'text' };
-  const text = body.toString();
-  // jsonb can't hold NUL.
-  const isText = Buffer.from(text).equals(body) && !text.includes('\0');
-  return {
-    status,
-    headers: lasting,
-    body: isText ? text : body.toString('base64'),
-    encoding: isText ? 'text' : 'base64',
-  };
-}
-
-function refusal(status: number, code: ErrorCode, message: string, headers: Record<string, string> = {}): GateAnswer {
-  return {
-    kind: 'gate',
-    status,
-    headers: { 'content-type': 'application/json', 'turnout-error': code, ...headers },
-    body: Buffer.from(JSON.stringify({ error: { code, message } })),
-  };
 }
 
 async function isAuthentic<Request>(
