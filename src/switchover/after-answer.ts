@@ -1,4 +1,6 @@
 import type { Turn } from '../event/index.ts';
+import { isDefinitiveOfBridged, meaningOf } from './bridged-answer.ts';
+import type { EndpointKind } from './bridged-answer.ts';
 import { parseTurn, readOutcome } from './call-headers.ts';
 import type { AnsweredOutcome } from './call-headers.ts';
 
@@ -20,17 +22,27 @@ export type Next =
    */
   | { readonly kind: 'pending'; readonly why: string; readonly needsSomeone: boolean; readonly uncertain?: boolean };
 
+/** What stands at the other end: an endpoint behind the gate, or one that nobody can change and that knows nothing of outcomes. */
+export interface Callee {
+  readonly endpoint: EndpointKind;
+  /** Of a bridged endpoint: whether a 4xx refuses the effect for good. */
+  readonly isDefinitive?: ((status: number) => boolean) | undefined;
+}
+
+const wrapped: Callee = { endpoint: 'wrapped' };
+
 /**
  * What follows from an answer. Only one that carries the gate's outcome ends a call: the 404 of a proxy, the 401 of a
- * gateway or the 200 of a captive portal don't.
+ * gateway or the 200 of a captive portal don't. A bridged endpoint has no gate: there 2xx and a definitive 4xx end it.
  */
-export function afterAnswer(turn: Turn | undefined, answered: Answered): Next {
+export function afterAnswer(turn: Turn | undefined, answered: Answered, callee: Callee = wrapped): Next {
   if (answered.kind === 'failed') return { kind: 'pending', why: answered.why, needsSomeone: false };
   const { status, headers } = answered;
   const outcome = readOutcome(headers);
   if (outcome !== undefined)
     return { kind: 'done', outcome, rejected: outcome === 'rejected' || (outcome === 'duplicate' && status >= 400) };
   const error = headers['turnout-error']?.trim();
+  if (error === undefined && callee.endpoint === 'bridged') return afterBridgedAnswer(status, callee);
   if (error === undefined) {
     // An endpoint without the gate, or a proxy that drops its headers: it looks as if the effect were had, but nobody says so.
     const uncertain = status >= 200 && status < 300;
@@ -47,6 +59,19 @@ export function afterAnswer(turn: Turn | undefined, answered: Answered): Next {
     if (after !== undefined) return { kind: 'resend', after };
   }
   return { kind: 'pending', why: `${status} ${error}`, needsSomeone: status >= 400 && status < 500 && status !== 425 };
+}
+
+function afterBridgedAnswer(status: number, { isDefinitive = isDefinitiveOfBridged }: Callee): Next {
+  switch (meaningOf(status, isDefinitive)) {
+    case 'done':
+      return { kind: 'done', outcome: 'applied', rejected: false };
+    case 'rejected':
+      return { kind: 'done', outcome: 'rejected', rejected: true };
+    case 'unavailable':
+      return { kind: 'pending', why: `status ${status}`, needsSomeone: false };
+    case 'failed':
+      return { kind: 'pending', why: `status ${status}`, needsSomeone: status < 500 };
+  }
 }
 
 /** The turn behind which events are missing; undefined if the answer makes no sense for this turn. */

@@ -1,6 +1,7 @@
 import { TurnoutError } from '../errors/index.ts';
 import { isName } from '../event/index.ts';
-import type { Ordering, Reaction } from '../event/index.ts';
+import type { AnyEventDefinition, Ordering, Reaction } from '../event/index.ts';
+import type { EndpointKind } from './bridged-answer.ts';
 
 /** What a call is made with. It depends on the event and on service credentials only: a re-driven call has no user's token. */
 export interface RpcCall {
@@ -21,16 +22,25 @@ export interface RpcAnswer {
   readonly body: unknown;
 }
 
+/** What a switchover may name as its reply: an event, or none. */
+export type MaybeReply = AnyEventDefinition | undefined;
+
 /** One consumer's move from calls to events; made by {@link defineSwitchover}. */
-export interface SwitchoverDefinition {
+export interface SwitchoverDefinition<Replied extends MaybeReply = MaybeReply> {
   readonly name: string;
   readonly consumer: string;
   readonly order: Ordering;
   readonly rpc: readonly Reaction<RpcCall, RpcAnswer>[];
   /** The longest that one call may take, in milliseconds. */
   readonly timeoutMs: number;
+  /** What stands at the other end of its calls. */
+  readonly endpoint: EndpointKind;
+  /** Of a bridged endpoint: whether a 4xx refuses the effect for good. */
+  readonly isDefinitive: ((status: number) => boolean) | undefined;
   readonly topic: string;
   readonly eventTypes: readonly string[];
+  /** The event with which the consumer answers, once it is moved. */
+  readonly reply?: Replied;
 }
 
 /**
@@ -46,7 +56,7 @@ export interface SwitchoverDefinition {
  *   rpc: [on(OrderPlaced, (event, call) => rpcFetch(call, 'http://email/confirmations', { json: event.data }))],
  * });
  */
-export function defineSwitchover(definition: {
+export function defineSwitchover<Replied extends MaybeReply = undefined>(definition: {
   name: string;
   /** The consumer that moves; one consumer group later. */
   consumer: string;
@@ -55,8 +65,18 @@ export function defineSwitchover(definition: {
   /** `on(Event, (event, call) => …)` for each event type: makes the call and gives its answer, whatever the status. */
   rpc: readonly Reaction<RpcCall, RpcAnswer>[];
   timeoutMs?: number;
+  /**
+   * `'wrapped'` (default): the endpoint is behind the gate (`createEndpoint`). `'bridged'`: nobody can change it; its status
+   * counts, and `turnout bridge` calls it for events. Then there is no ramp: the switchover drains and flips.
+   */
+  endpoint?: EndpointKind;
+  /**
+   * For a bridged endpoint: whether a 4xx refuses the effect for good. Default: all but 401, 403, 404, 405, 407, 408, 409, 413,
+   * 415, 421, 425 and 429, with which the call stays owed. Give the bridge (`defineBridge`) the same.
+   */
+  isDefinitive?: (status: number) => boolean;
 }): SwitchoverDefinition {
-  const { name, consumer, order, rpc, timeoutMs = 10_000 } = definition;
+  const { name, consumer, order, rpc, timeoutMs = 10_000, endpoint = 'wrapped', isDefinitive } = definition;
   if (!isName(name))
     throw invalid(
       name,
@@ -78,6 +98,18 @@ export function defineSwitchover(definition: {
       `Switchover ${name} has timeoutMs ${timeoutMs}; it is a whole number of milliseconds up to 600,000.`,
     );
   }
+  if (endpoint !== 'wrapped' && endpoint !== 'bridged')
+    throw invalid(
+      name,
+      'endpoint',
+      `Switchover ${name} has endpoint ${JSON.stringify(endpoint)}; it is 'wrapped' or 'bridged'.`,
+    );
+  if (isDefinitive !== undefined && endpoint === 'wrapped')
+    throw invalid(
+      name,
+      'isDefinitive',
+      `Switchover ${name} has isDefinitive, which is for bridged endpoints: a wrapped one decides itself (createEndpoint).`,
+    );
   const first = rpc[0]?.event;
   if (first === undefined) throw invalid(name, 'rpc', `Switchover ${name} has no calls.`);
   const seen = new Set<string>();
@@ -104,8 +136,11 @@ export function defineSwitchover(definition: {
     order,
     rpc,
     timeoutMs,
+    endpoint,
+    isDefinitive,
     topic: first.topic.name,
     eventTypes: [...new Set(rpc.map(({ event }) => event.name))],
+    ...(definition.reply === undefined ? {} : { reply: definition.reply }),
   });
 }
 

@@ -18,6 +18,7 @@ import { callHeaders } from './call-headers.ts';
 import type { AnsweredOutcome } from './call-headers.ts';
 import { callFor } from './define-switchover.ts';
 import type { RpcAnswer, SwitchoverDefinition } from './define-switchover.ts';
+import { settleCall } from './replies/reply-store.ts';
 
 /** A call that one event owes to one consumer. */
 export interface OwedCall {
@@ -79,7 +80,7 @@ export async function deliverCall(owed: OwedCall, options: DeliveryOptions): Pro
     soon: false,
   }));
   try {
-    if (result.kind === 'done') await forget(database, effectKey);
+    if (result.kind === 'done') await forget(owed, result, database);
     else await postpone(owed, result, options);
   } catch (error) {
     logger.warn('The result of a call could not be written down; it will be made again.', { effectKey, error });
@@ -87,8 +88,16 @@ export async function deliverCall(owed: OwedCall, options: DeliveryOptions): Pro
   return result.kind === 'done' ? result : { kind: 'pending', why: result.why };
 }
 
-async function forget(database: Queryable, effectKey: string): Promise<void> {
-  await database.query('delete from turnout.rpc_delivery where effect_key = $1', [effectKey]);
+/** The call is owed no more. Where replies are waited for, its answer is kept in the same statement. */
+async function forget(
+  { switchover, event }: OwedCall,
+  done: { readonly outcome: AnsweredOutcome; readonly answer: RpcAnswer },
+  database: Queryable,
+): Promise<void> {
+  const effectKey = effectKeyOf(switchover.consumer, event.id);
+  if (switchover.reply === undefined)
+    await database.query('delete from turnout.rpc_delivery where effect_key = $1', [effectKey]);
+  else await settleCall(database, effectKey, done);
 }
 
 async function postpone(
@@ -139,10 +148,12 @@ type CallResult = Extract<Delivered, { kind: 'done' }> | PendingCall;
 async function callUntilAnswered(owed: OwedCall, options: DeliveryOptions): Promise<CallResult> {
   const { patienceMs } = options;
   const began = performance.now();
+  if (await waitsForEarlierCall(owed, options.database))
+    return { kind: 'pending', why: 'an earlier call of the key is owed', needsSomeone: false, soon: true };
   let resends = 0;
   for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 2, 500)) {
     const answered = await callOnce(owed);
-    const next = afterAnswer(owed.turn, answered);
+    const next = afterAnswer(owed.turn, answered, owed.switchover);
     switch (next.kind) {
       case 'done':
         return {
@@ -172,6 +183,22 @@ async function callUntilAnswered(owed: OwedCall, options: DeliveryOptions): Prom
       }
     }
   }
+}
+
+/**
+ * A wrapped endpoint says 425 to a call that overtakes another of its key; a bridged one can't, so the caller looks. The
+ * earlier ones are visible: a key's next event can't be published before they are committed.
+ */
+async function waitsForEarlierCall({ switchover, event, turn }: OwedCall, database: Queryable): Promise<boolean> {
+  if (switchover.endpoint !== 'bridged' || turn === undefined) return false;
+  const { rowCount } = await database.query(
+    `select from turnout.rpc_delivery d
+      where d.consumer = $1 and d.source = $2 and d.topic = $3 and d.key = $4 and d.number is not null
+        and (d.generation, d.number) < ($5::int, $6::bigint)
+      limit 1`,
+    [switchover.consumer, event.source, event.topic, event.key, turn.generation, turn.number],
+  );
+  return rowCount !== 0;
 }
 
 /** One request, bounded in time whether or not the function heeds its signal. */
@@ -240,7 +267,7 @@ async function sendMissing(owed: OwedCall, after: Turn, options: DeliveryOptions
     for (const call of missing) {
       if (call.turn!.number !== last + 1) return gone(last + 1);
       const answered = await callOnce(call);
-      const next = afterAnswer(call.turn, answered);
+      const next = afterAnswer(call.turn, answered, call.switchover);
       if (next.kind !== 'done') {
         const why = next.kind === 'pending' ? next.why : next.kind;
         return {
@@ -251,7 +278,7 @@ async function sendMissing(owed: OwedCall, after: Turn, options: DeliveryOptions
           uncertain: next.kind === 'pending' && next.uncertain,
         };
       }
-      await forget(database, effectKeyOf(owed.switchover.consumer, call.event.id));
+      await forget(call, { outcome: next.outcome, answer: answered.answer! }, database);
       last = call.turn!.number;
     }
   }

@@ -1,5 +1,6 @@
 export { afterAnswer } from './after-answer.ts';
-export type { Answered, Next } from './after-answer.ts';
+export type { Answered, Callee, Next } from './after-answer.ts';
+export type { EndpointKind } from './bridged-answer.ts';
 export { callHeaders, formatTurn, hasCallHeaders, parseTurn, readCallHeaders } from './call-headers.ts';
 export type { AnsweredOutcome, CalledEffect } from './call-headers.ts';
 export { callQueue } from './call-queue.ts';
