@@ -52,7 +52,7 @@ describe('an answer of a bridged endpoint', () => {
 });
 
 test('a connection that was not there is told from a fault of the call', async () => {
-  const refused = await fetch('http://127.0.0.1:1/').catch((error: unknown) => error);
+  const refused = await fetch('http://127.0.0.1:65533/').catch((error: unknown) => error);
   expect(isUnanswered(refused)).toBe(true);
   expect(isUnanswered(AbortSignal.timeout(0).reason ?? new DOMException('late', 'TimeoutError'))).toBe(true);
   expect(isUnanswered(Object.assign(new Error('no'), { code: 'ECONNRESET' }))).toBe(true);
@@ -62,7 +62,6 @@ test('a connection that was not there is told from a fault of the call', async (
 
 test('isDefinitive is for bridged endpoints only, and there are two kinds', () => {
   const rest = { name: 'a', consumer: 'b', order: 'none', rpc: [] } as const;
-  const refuse = (more: object) => () => defineSwitchover({ ...rest, ...more } as never);
-  expect(refuse({ isDefinitive: () => true })).toThrow(/isDefinitive/);
-  expect(refuse({ endpoint: 'other' })).toThrow(/endpoint/);
+  expect(() => defineSwitchover({ ...rest, isDefinitive: () => true })).toThrow(/isDefinitive/);
+  expect(() => defineSwitchover({ ...rest, endpoint: 'other' as never })).toThrow(/endpoint/);
 });
