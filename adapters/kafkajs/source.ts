@@ -66,6 +66,9 @@ export function kafkaJsSource(kafka: KafkaSourceLike, options: KafkaJsSourceOpti
   return {
     bounds,
     committed,
+    async running(group) {
+      return !(await isEmpty(kafka, group));
+    },
     async commitWhileEmpty(group, topic, offsets) {
       await withAdmin(kafka, (admin) => requireTopic(admin, topic));
       return commitAsOnlyMember(kafka, group, topic, offsets);
@@ -473,11 +476,7 @@ async function commitAsOnlyMember(
   topic: string,
   offsets: ReadonlyMap<number, bigint>,
 ): Promise<boolean> {
-  const isEmpty = await withAdmin(kafka, async (admin) => {
-    const { groups } = await admin.describeGroups([group]);
-    return groups.every(({ state }) => state === 'Empty' || state === 'Dead' || state === 'Unknown');
-  });
-  if (!isEmpty) return false;
+  if (!(await isEmpty(kafka, group))) return false;
   const partitions = (await withAdmin(kafka, (admin) => admin.fetchTopicOffsets(topic))).length;
   const consumer = kafka.consumer({
     groupId: group,
@@ -509,6 +508,14 @@ async function commitAsOnlyMember(
   } finally {
     await consumer.disconnect().catch(() => undefined);
   }
+}
+
+/** Whether a group has no member. One that is being rebalanced has some. */
+async function isEmpty(kafka: KafkaSourceLike, group: string): Promise<boolean> {
+  return withAdmin(kafka, async (admin) => {
+    const { groups } = await admin.describeGroups([group]);
+    return groups.every(({ state }) => state === 'Empty' || state === 'Dead' || state === 'Unknown');
+  });
 }
 
 // ── Small parts ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -72,6 +72,8 @@ export interface Source {
   bounds(topic: string): Promise<PartitionBounds[]>;
   /** Offsets that the group has committed, by partition; partitions without one are missing. */
   committed(group: string, topic: string): Promise<Map<number, bigint>>;
+  /** Whether the group has a member that is at work just now, or about to be; a group that was never seen has none. Throws TURNOUT_BROKER_UNREACHABLE. */
+  running(group: string): Promise<boolean>;
   /** Commits offsets for a group that has no member. Gives false, having done nothing, if it has one. */
   commitWhileEmpty(group: string, topic: string, offsets: ReadonlyMap<number, bigint>): Promise<boolean>;
 }

@@ -49,6 +49,10 @@ export function inMemorySource(state: BrokerState, groups: Groups, batchSize: nu
       partitionsOf(state, topic);
       return new Map(groups.get(group).committed.get(topic));
     },
+    async running(group) {
+      await nextTurn();
+      return !groups.get(group).isEmpty;
+    },
     async commitWhileEmpty(group, topic, offsets) {
       await nextTurn();
       partitionsOf(state, topic);

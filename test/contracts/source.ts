@@ -454,6 +454,20 @@ export function sourceContract(name: string, broker: () => SourceUnderTest): voi
       expect(seen).toEqual([]);
     });
 
+    test('tells whether a group has a member', async () => {
+      const topic = await topicOf(1);
+      const source = broker().source();
+      const group = uniqueName('group');
+      expect(await source.running(group)).toBe(false);
+      await source.commitWhileEmpty(group, topic, new Map([[0, 0n]]));
+      expect(await source.running(group)).toBe(false);
+      const { membership } = await join([topic], { group });
+      expect(await source.running(group)).toBe(true);
+      expect(await source.running(uniqueName('group'))).toBe(false);
+      await membership.close();
+      await waitFor(async () => !(await source.running(group)), { what: 'the group to be empty' });
+    });
+
     test('commits for a group only while nobody is in it', async () => {
       const topic = await topicOf(2);
       await broker().write({ topic, partition: 0 }, texts('a', 'b'));
