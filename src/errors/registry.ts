@@ -101,7 +101,21 @@ export const errorKinds = {
     sqlState: 'TU012',
     remedy: 'Say why, with --reason; the history keeps it.',
   },
-  TURNOUT_STAGE_UNAVAILABLE: { retryable: false, sqlState: 'TU013', remedy: 'Use stage rpc or event.' },
+  TURNOUT_STAGE_UNAVAILABLE: {
+    retryable: false,
+    sqlState: 'TU013',
+    remedy: 'A bridged endpoint has no gate, so it drains, then flips: use stage rpc, event or done.',
+  },
+  TURNOUT_STAGE_ORDER: {
+    retryable: false,
+    sqlState: 'TU024',
+    remedy: 'Go one after the other: rpc, shadow, ramp, event, done; automatic changes only go back.',
+  },
+  TURNOUT_PERCENT_INVALID: {
+    retryable: false,
+    sqlState: 'TU022',
+    remedy: 'Give stage ramp its share of keys, for instance `--percent 5`, and other stages none.',
+  },
   TURNOUT_SINCE_MISSING: {
     retryable: false,
     sqlState: 'TU014',
@@ -110,7 +124,23 @@ export const errorKinds = {
   TURNOUT_CHECKS_MISSING: {
     retryable: false,
     sqlState: 'TU015',
-    remedy: 'Promote with --force and a --reason.',
+    remedy: 'Let `turnout switch` look at it, which keeps a check, or promote with --force and a --reason.',
+  },
+  TURNOUT_CHECKS_NOT_READY: {
+    retryable: true,
+    sqlState: 'TU020',
+    remedy: 'Do what the findings say and look again, or promote with --force and a --reason.',
+  },
+  TURNOUT_CALLS_OWED: {
+    retryable: true,
+    sqlState: 'TU021',
+    remedy:
+      'Wait until they are answered (`turnout run` makes them; `turnout switch status` says what they fail of), then try again.',
+  },
+  TURNOUT_CALLS_OPEN: {
+    retryable: true,
+    sqlState: 'TU023',
+    remedy: 'Try again; if it stays, end the long transactions that publish (pg_stat_activity shows them).',
   },
   TURNOUT_UNDECLARED_PUBLISHERS: {
     retryable: true,
@@ -240,6 +270,10 @@ export const errorKinds = {
   TURNOUT_HANDLER_FAILED: {
     retryable: true,
     remedy: 'It is tried again, then parked with the later events of its key.',
+  },
+  TURNOUT_ENDPOINT_UNAVAILABLE: {
+    retryable: true,
+    remedy: 'It is called again until it answers; bring it back, or take the rate down if it is asked too often.',
   },
   TURNOUT_EVENT_UNHANDLED: {
     retryable: false,

@@ -28,6 +28,8 @@ export interface PublishedStamp {
   readonly route: Route;
   readonly epoch: number;
   readonly effectKey: string;
+  /** Stamped in stage `shadow`. */
+  readonly shadow: boolean;
   /** For ordered switchovers. */
   readonly turn: Turn | undefined;
 }
@@ -56,7 +58,8 @@ interface PublishedRow {
   readonly stamps: string;
 }
 
-interface StoredStamp extends Omit<PublishedStamp, 'turn'> {
+interface StoredStamp extends Omit<PublishedStamp, 'turn' | 'shadow'> {
+  readonly shadow?: boolean;
   readonly generation?: number;
   readonly number?: number;
 }
@@ -129,9 +132,18 @@ function publishError(error: unknown): unknown {
   });
 }
 
-function stampOf({ switchover, consumer, route, epoch, effectKey, generation, number }: StoredStamp): PublishedStamp {
+function stampOf({
+  switchover,
+  consumer,
+  route,
+  epoch,
+  effectKey,
+  shadow = false,
+  generation,
+  number,
+}: StoredStamp): PublishedStamp {
   const turn = generation === undefined || number === undefined ? undefined : { generation, number };
-  return { switchover, consumer, route, epoch, effectKey, turn };
+  return { switchover, consumer, route, epoch, effectKey, shadow, turn };
 }
 
 /**

@@ -7,6 +7,8 @@
 //   turnout-event-key   percent-encoded, if any
 //   turnout-event-time  2026-11-20T10:00:00.123Z
 //   turnout-key-number  1.17   generation and number, of ordered switchovers
+//   turnout-shadow      1      of calls that were stamped in stage shadow; with them, unless it is too long,
+//   turnout-event-data  base64url of {"version": 1, "data": {…}}, so that the event's handler can be compared
 import { TurnoutError } from '../errors/index.ts';
 import { effectKeyOf } from '../event/index.ts';
 import type { Turn, TurnoutEvent } from '../event/index.ts';
@@ -31,8 +33,16 @@ export function parseTurn(text: string | undefined): Turn | undefined {
   return match === null ? undefined : { generation: Number(match[1]), number: Number(match[2]) };
 }
 
-/** The headers of a call for one event. */
-export function callHeaders(consumer: string, event: TurnoutEvent, turn: Turn | undefined): Record<string, string> {
+/** Proxies and servers commonly take 8 kB for a header; above this length the data stays away, and nothing is compared. */
+const maxEventDataLength = 6_000;
+
+/** The headers of a call for one event. With `shadow` they carry its data too. */
+export function callHeaders(
+  consumer: string,
+  event: TurnoutEvent,
+  turn: Turn | undefined,
+  { shadow = false }: { readonly shadow?: boolean } = {},
+): Record<string, string> {
   const headers: Record<string, string> = {
     // A string of Structured Fields, as the Idempotency-Key draft has it.
     'idempotency-key': `"${effectKeyOf(consumer, event.id)}"`,
@@ -45,6 +55,11 @@ export function callHeaders(consumer: string, event: TurnoutEvent, turn: Turn | 
   };
   if (event.key !== null) headers['turnout-event-key'] = encodeURIComponent(event.key);
   if (turn !== undefined) headers['turnout-key-number'] = formatTurn(turn);
+  if (shadow) {
+    headers['turnout-shadow'] = '1';
+    const data = Buffer.from(JSON.stringify({ version: event.version, data: event.data })).toString('base64url');
+    if (data.length <= maxEventDataLength) headers['turnout-event-data'] = data;
+  }
   for (const name of ['traceparent', 'tracestate'])
     if (event.headers[name] !== undefined) headers[name] = event.headers[name];
   return headers;
@@ -61,6 +76,10 @@ export interface CalledEffect {
   readonly key: string | null;
   readonly occurredAt: Date;
   readonly turn: Turn | undefined;
+  /** Stamped in stage `shadow`. */
+  readonly shadow: boolean;
+  /** What the event holds, of calls in stage `shadow` that could carry it. */
+  readonly eventData?: { readonly version: number; readonly data: unknown };
 }
 
 /** Whether a request comes through Turnout. An Idempotency-Key alone does not say so: the old endpoint may have its own. */
@@ -111,6 +130,8 @@ export function readCallHeaders(
     throw malformed('turnout-key-number', turnText);
   const key = decodeKey(optional('turnout-event-key'));
   if (turn !== undefined && key === null) throw malformed('turnout-event-key', undefined);
+  const shadow = headers['turnout-shadow'] === '1';
+  const eventData = shadow ? readEventData(headers['turnout-event-data']) : undefined;
   return {
     consumer,
     effectKey,
@@ -121,7 +142,22 @@ export function readCallHeaders(
     key,
     occurredAt,
     turn,
+    shadow,
+    ...(eventData === undefined ? {} : { eventData }),
   };
+}
+
+/** Undefined for what can't be read: a comparison must never break the real call. */
+function readEventData(value: string | readonly string[] | undefined): CalledEffect['eventData'] {
+  if (typeof value !== 'string' || value.length > maxEventDataLength) return undefined;
+  try {
+    const parsed: unknown = JSON.parse(Buffer.from(value.trim(), 'base64url').toString());
+    if (typeof parsed !== 'object' || parsed === null || !('data' in parsed) || !('version' in parsed))
+      return undefined;
+    return Number.isInteger(parsed.version) ? { version: parsed.version as number, data: parsed.data } : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 function decodeKey(text: string | undefined): string | null {

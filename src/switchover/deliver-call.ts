@@ -25,6 +25,8 @@ export interface OwedCall {
   readonly switchover: SwitchoverDefinition;
   readonly event: TurnoutEvent;
   readonly turn: Turn | undefined;
+  /** Whether it was stamped in stage `shadow`. */
+  readonly shadow: boolean;
   /** Counts from 1. */
   readonly attempt: number;
 }
@@ -203,7 +205,7 @@ async function waitsForEarlierCall({ switchover, event, turn }: OwedCall, databa
 
 /** One request, bounded in time whether or not the function heeds its signal. */
 async function callOnce(owed: OwedCall): Promise<Answered & { readonly answer?: RpcAnswer }> {
-  const { switchover, event, turn, attempt } = owed;
+  const { switchover, event, turn, shadow, attempt } = owed;
   const reaction = callFor(switchover, event.type, event.version);
   if (reaction === undefined)
     return { kind: 'failed', why: `switchover ${switchover.name} has no call for ${event.type}` };
@@ -219,7 +221,7 @@ async function callOnce(owed: OwedCall): Promise<Answered & { readonly answer?: 
   const call = async (): Promise<Answered & { readonly answer?: RpcAnswer }> => {
     try {
       const answer = await reaction.react(event as TurnoutEvent<never>, {
-        headers: callHeaders(switchover.consumer, event, turn),
+        headers: callHeaders(switchover.consumer, event, turn, { shadow }),
         signal: abort.signal,
         effectKey: effectKeyOf(switchover.consumer, event.id),
         attempt,
@@ -306,6 +308,8 @@ async function readMissing(owed: OwedCall, after: Turn, database: Queryable): Pr
     switchover,
     event: toEvent(row),
     turn: { generation: after.generation, number: Number(row.number) },
+    // Nothing is compared while a key catches up.
+    shadow: false,
     attempt: owed.attempt,
   }));
 }

@@ -92,13 +92,14 @@ async function sweepOne<Tx>(
   }
 
   function begin(claim: Claim): void {
-    const { event, turn, attempt } = claim;
-    const call = deliverCall({ switchover, event, turn, attempt }, { database, logger, retry, patienceMs: 0 }).then(
-      (delivered) => {
-        inFlight.delete(call);
-        count(delivered);
-      },
-    );
+    const { event, turn, shadow, attempt } = claim;
+    const call = deliverCall(
+      { switchover, event, turn, shadow, attempt },
+      { database, logger, retry, patienceMs: 0 },
+    ).then((delivered) => {
+      inFlight.delete(call);
+      count(delivered);
+    });
     inFlight.add(call);
   }
 
@@ -148,6 +149,7 @@ async function adopt<Tx>(database: Database<Tx>, source: string, switchover: Swi
 interface Claim {
   readonly event: ReturnType<typeof toEvent>;
   readonly turn: Turn | undefined;
+  readonly shadow: boolean;
   readonly attempt: number;
 }
 
@@ -156,6 +158,7 @@ interface ClaimRow extends EventRow {
   found: boolean;
   generation: number | null;
   number: string | null;
+  shadow: boolean;
   attempts: number;
 }
 
@@ -182,8 +185,8 @@ async function claimDue<Tx>(
                 order by c.due_at nulls first
                 limit $4 for update skip locked) due
         where d.effect_key = due.effect_key
-       returning d.effect_key, d.xid, d.seq, d.generation, d.number, d.attempts)
-     select c.effect_key, o.seq is not null as found, c.generation, c.number::text as number, c.attempts, ${eventColumns}
+       returning d.effect_key, d.xid, d.seq, d.generation, d.number, d.shadow, d.attempts)
+     select c.effect_key, o.seq is not null as found, c.generation, c.number::text as number, c.shadow, c.attempts, ${eventColumns}
        from claimed c
        left join turnout.outbox o on o.xid = c.xid and o.seq = c.seq
       order by c.seq`,
@@ -199,7 +202,7 @@ async function claimDue<Tx>(
       continue;
     }
     const turn = row.number === null ? undefined : { generation: row.generation!, number: Number(row.number) };
-    claims.push({ event: toEvent(row), turn, attempt: row.attempts });
+    claims.push({ event: toEvent(row), turn, shadow: row.shadow, attempt: row.attempts });
   }
   return claims;
 }

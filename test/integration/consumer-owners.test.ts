@@ -131,7 +131,7 @@ function called(key: string): Arrival {
 }
 
 const routed = (number: number): Stamp[] => [
-  { consumer: 'email', route: 'event', epoch: 1, turn: { generation: 1, number } },
+  { consumer: 'email', route: 'event', epoch: 1, shadow: false, turn: { generation: 1, number } },
 ];
 
 /** A transaction of a process that was paused in it. */

@@ -137,6 +137,7 @@ function stamp(route: 'rpc' | 'event', turn?: number | Turn): Stamp {
     consumer: 'email',
     route,
     epoch: 1,
+    shadow: false,
     turn: typeof turn === 'number' ? { generation: 1, number: turn } : turn,
   };
 }

@@ -38,7 +38,7 @@ async function world(fail?: (step: number) => boolean) {
   await publisher.connect();
   const messages = [2, 3, 5].map((step, index) => {
     const turn = { generation: 1, number: step };
-    const routes = [{ consumer: 'loyalty', route: 'event' as const, epoch: 2, turn }];
+    const routes = [{ consumer: 'loyalty', route: 'event' as const, epoch: 2, shadow: false, turn }];
     return messageOf(topic, { orderId: 'a', step, number: index + 1, routes });
   });
   await publisher.send([{ topic, partition: 0, messages }]);

@@ -52,7 +52,7 @@ async function send(...given: Given[]): Promise<void> {
 }
 
 const numbered = (number: number): Pick<Given, 'routes'> => {
-  const stamp: Stamp = { consumer: 'email', route: 'event', epoch: 1, turn: { generation: 1, number } };
+  const stamp: Stamp = { consumer: 'email', route: 'event', epoch: 1, shadow: false, turn: { generation: 1, number } };
   return { routes: [stamp] };
 };
 /** Of another type that no switchover knows: ordered by its key, without a number. */

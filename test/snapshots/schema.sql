@@ -38,6 +38,17 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.await_replies(effect_keys text[], switchovers text[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  insert into turnout.reply (effect_key, switchover)
+    select e.effect_key, e.switchover
+    from unnest(await_replies.effect_keys, await_replies.switchovers) as e (effect_key, switchover)
+    order by e.effect_key
+    on conflict (effect_key) do nothing
+$$;
+
 CREATE FUNCTION turnout.bad_header(headers jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -51,6 +62,139 @@ CREATE FUNCTION turnout.bad_header(headers jsonb) RETURNS text
   end
 $$;
 
+CREATE FUNCTION turnout.change_stage(source text, name text, stage text, reason text, percent numeric, force boolean, automatic boolean, detail jsonb) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  current turnout.switchover;
+  -- As the column keeps it: 0.001 is 0.
+  share numeric(5, 2);
+  promotes boolean;
+  undeclared record;
+  latest turnout.switchover_check;
+  owed bigint := 0;
+  problem record;
+  told jsonb := '[]';
+  forced text[] := '{}';
+begin
+  select * into current from turnout.switchover s
+    where s.source = change_stage.source and s.name = change_stage.name for no key update;
+  if not found then
+    raise exception 'Switchover % does not exist in source %.', change_stage.name, change_stage.source
+      using errcode = 'TU002', detail = json_build_object('switchover', change_stage.name, 'source', change_stage.source)::text;
+  end if;
+  share := case when change_stage.percent between -999 and 999 then change_stage.percent end;
+  if change_stage.stage = current.stage and (current.stage <> 'ramp' or share = current.percent) then
+    return current.epoch;
+  end if;
+
+  promotes := coalesce(turnout.stage_rank(change_stage.stage) > turnout.stage_rank(current.stage), false)
+    or (change_stage.stage = 'ramp' and current.stage = 'ramp' and share > current.percent);
+  if automatic and promotes then
+    raise exception 'An automatic change only goes back, and % comes after %.', change_stage.stage, current.stage
+      using errcode = 'TU024', detail = json_build_object('switchover', current.name, 'from', current.stage, 'to', change_stage.stage)::text;
+  end if;
+  select 0::bigint as events, null::timestamptz as newest into undeclared;
+  if promotes then
+    select u.events, u.newest into undeclared from turnout.undeclared_publishers(current.source, current.name) u;
+  end if;
+  select * into latest from turnout.switchover_check c
+    where c.source = current.source and c.switchover = current.name and c.for_stage = change_stage.stage
+    order by c.id desc limit 1;
+  if latest.epoch <> current.epoch or latest.at < clock_timestamp() - interval '10 minutes' then
+    latest := null;
+  end if;
+  if change_stage.stage = 'done' or current.endpoint = 'bridged' then
+    select count(*) into owed from turnout.rpc_delivery d where d.source = current.source and d.switchover = current.name;
+  end if;
+
+  for problem in
+    select p.code, p.forceable
+    from turnout.stage_problems(current.stage, current.percent, current.endpoint, current.ordering, current.since is not null,
+                                change_stage.stage, share, change_stage.reason, undeclared.events, latest.verdict, owed) p
+    order by p.place
+  loop
+    if problem.forceable and force then
+      forced := forced || problem.code;
+    else
+      told := told || turnout.stage_problem(problem.code, current, change_stage.stage, change_stage.percent,
+        jsonb_build_object('events', undeclared.events, 'newest', undeclared.newest, 'verdict', latest.verdict,
+                           'findings', latest.findings, 'owed', owed));
+    end if;
+  end loop;
+  -- Calls that are owed now may be answered in a moment, so nothing is refused for them alone before they were waited for.
+  if jsonb_array_length(told) > 0 and not (jsonb_array_length(told) = 1 and told -> 0 ->> 'sqlState' = 'TU021') then
+    raise exception '%', (select string_agg(t ->> 'message', ' ' order by n) from jsonb_array_elements(told) with ordinality as x (t, n))
+      using errcode = told -> 0 ->> 'sqlState',
+            detail = ((told -> 0 -> 'details') || jsonb_build_object('problems', told))::text;
+  end if;
+
+  if change_stage.stage = 'done'
+     or (change_stage.stage = 'event' and current.endpoint = 'bridged' and current.ordering = 'key') then
+    perform turnout.close_calls(current.source, current.name);
+  elsif change_stage.stage = 'rpc' then
+    -- Only where they were deleted on the way here.
+    insert into turnout.rpc_open (source, switchover, stripe)
+      select current.source, current.name, n from generate_series(0, 15) n on conflict do nothing;
+  end if;
+  update turnout.switchover s
+    set stage = change_stage.stage, percent = coalesce(share, 0), epoch = s.epoch + 1
+    where s.source = current.source and s.name = current.name;
+  insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, forced, automatic, detail)
+    values (current.source, current.name, current.epoch + 1, current.stage, change_stage.stage, coalesce(share, 0), change_stage.reason,
+            cardinality(forced) > 0, automatic,
+            nullif(coalesce(change_stage.detail, '{}')
+                     || case when cardinality(forced) > 0 then jsonb_build_object('forced', forced) else '{}' end, '{}'));
+  return current.epoch + 1;
+end
+$$;
+
+CREATE FUNCTION turnout.close_calls(source text, name text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  deadline timestamptz := clock_timestamp() + interval '3 seconds';
+  before text := current_setting('lock_timeout');
+  stripe smallint;
+  owed bigint;
+  oldest text;
+begin
+  -- With a snapshot of before the wait, calls that were committed meanwhile would not be seen.
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'This stage change is made in a transaction that is read committed, not %.', current_setting('transaction_isolation')
+      using errcode = 'invalid_transaction_state';
+  end if;
+  begin
+    for stripe in
+      select o.stripe from turnout.rpc_open o where o.source = close_calls.source and o.switchover = close_calls.name order by o.stripe
+    loop
+      perform set_config('lock_timeout', greatest(1, (extract(epoch from deadline - clock_timestamp()) * 1000)::integer) || 'ms', true);
+      perform from turnout.rpc_open o
+        where o.source = close_calls.source and o.switchover = close_calls.name and o.stripe = close_calls.stripe for update;
+    end loop;
+  exception when lock_not_available then
+    raise exception 'Transactions that publish calls of switchover % are still open.', close_calls.name
+      using errcode = 'TU023', detail = json_build_object('switchover', close_calls.name)::text;
+  end;
+  perform set_config('lock_timeout', before, true);
+  loop
+    select count(*), min(d.effect_key) into owed, oldest
+      from turnout.rpc_delivery d where d.source = close_calls.source and d.switchover = close_calls.name;
+    exit when owed = 0;
+    if clock_timestamp() >= deadline then
+      raise exception 'Switchover % owes % calls.', close_calls.name, owed
+        using errcode = 'TU021', detail = json_build_object('switchover', close_calls.name, 'owed', owed, 'effectKey', oldest)::text;
+    end if;
+    perform pg_sleep(0.01);
+  end loop;
+  delete from turnout.rpc_open o where o.source = close_calls.source and o.switchover = close_calls.name;
+end
+$$;
+
 CREATE FUNCTION turnout.closed_outbox_partitions() RETURNS TABLE(name text, lower_seq bigint, upper_seq bigint)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -61,6 +205,22 @@ CREATE FUNCTION turnout.closed_outbox_partitions() RETURNS TABLE(name text, lowe
         where i.inhparent = 'turnout.outbox'::regclass) b
   where b.bound[2]::bigint <= (select coalesce(s.last_value, 0) from pg_sequences s where s.schemaname = 'turnout' and s.sequencename = 'outbox_seq_seq')
   order by b.bound[2]::bigint
+$$;
+
+CREATE FUNCTION turnout.delete_old_replies(older_than interval, most integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+declare
+  deleted integer;
+begin
+  delete from turnout.reply r
+    where r.effect_key in (select o.effect_key from turnout.reply o
+                            where o.at < clock_timestamp() - delete_old_replies.older_than
+                            order by o.at limit delete_old_replies.most);
+  get diagnostics deleted = row_count;
+  return deleted;
+end
 $$;
 
 CREATE FUNCTION turnout.delete_old_stamps(lower_seq bigint, upper_seq bigint, most integer DEFAULT 5000) RETURNS integer
@@ -530,7 +690,7 @@ begin
       join turnout.event_type r on r.name = e.type and r.version = e.version
     ), planned as materialized (
       select g.place, g.id, g.topic, g.key, s.name as switchover, s.consumer, s.ordering, s.epoch, s.generation,
-             turnout.route_for(s.stage, s.percent, s.salt, coalesce(g.key, g.id::text)) as route
+             s.stage = 'shadow' as shadow, turnout.route_for(s.stage, s.percent, s.salt, coalesce(g.key, g.id::text)) as route
       from given g
       join turnout.switchover s
         on s.source = publish_events.source and s.name = any (g.switchovers)
@@ -546,17 +706,18 @@ begin
               generation = excluded.generation
         returning k.consumer, k.topic, k.key, k.generation, k.number
     ), stamped as materialized (
-      select p.place, p.id, p.topic, p.key, p.switchover, p.consumer, p.route, p.epoch, c.generation,
+      select p.place, p.id, p.topic, p.key, p.switchover, p.consumer, p.route, p.epoch, p.shadow, c.generation,
              c.number - count(*) over (partition by p.consumer, p.topic, p.key)
                       + row_number() over (partition by p.consumer, p.topic, p.key order by p.place) as number
       from planned p
       left join counted c on p.ordering = 'key' and c.consumer = p.consumer and c.topic = p.topic and c.key = p.key
     ), routed as materialized (
       select s.place,
-             string_agg(s.consumer || '=' || s.route || ';epoch=' || s.epoch
+             string_agg(s.consumer || '=' || s.route || ';epoch=' || s.epoch || case when s.shadow then ';shadow=1' else '' end
                           || coalesce(';generation=' || s.generation || ';number=' || s.number, ''), ', ' order by s.consumer) as routes,
              jsonb_agg(jsonb_build_object('switchover', s.switchover, 'consumer', s.consumer, 'route', s.route, 'epoch', s.epoch,
                                           'effectKey', s.consumer || '.' || s.id)
+                         || case when s.shadow then '{"shadow": true}'::jsonb else '{}'::jsonb end
                          || case when s.number is null then '{}'::jsonb
                                  else jsonb_build_object('generation', s.generation, 'number', s.number) end order by s.consumer) as stamps
       from stamped s group by s.place
@@ -574,9 +735,9 @@ begin
         where s.number is not null
     ), owed as (
       insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, key,
-                                        generation, number, epoch, due_at)
+                                        generation, number, epoch, shadow, due_at)
         select s.consumer || '.' || s.id, publish_events.source, s.switchover, w.seq % 16, s.consumer, s.id, w.seq, this_xid, s.topic, s.key,
-               s.generation, s.number, s.epoch, case when deliver then null else clock_timestamp() end
+               s.generation, s.number, s.epoch, s.shadow, case when deliver then null else clock_timestamp() end
         from written w join stamped s on s.id = w.id
         where s.route = 'rpc'
     )
@@ -636,6 +797,80 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.recent_outcomes(consumer text, within_time interval, most integer DEFAULT 100000) RETURNS TABLE(path text, outcome text, effects bigint, newest timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET max_parallel_workers_per_gather TO '0'
+    AS $$
+  select r.path, r.outcome, count(*), max(r.finished_at)
+  from (
+    select i.path, i.outcome, i.finished_at from turnout.inbox i
+    where i.consumer = recent_outcomes.consumer and i.finished_at > statement_timestamp() - recent_outcomes.within_time
+    limit recent_outcomes.most
+  ) r
+  group by r.path, r.outcome
+$$;
+
+CREATE FUNCTION turnout.record_callers(consumer text, callers jsonb, endpoints jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '1s'
+    AS $$
+#variable_conflict use_column
+declare
+  is_full boolean;
+begin
+  select count(*) >= 5000 into is_full
+    from (select from turnout.unknown_caller u where u.consumer = record_callers.consumer limit 5000) u;
+  insert into turnout.unknown_caller as u (consumer, endpoint, service, address, calls, first_at, last_at)
+    select record_callers.consumer, g.endpoint, g.service, g.address, sum(g.calls), min(g.at), max(g.at)
+    from (
+      select c.endpoint, case when known then c.service else '(others)' end as service,
+             case when known then c.address else '(others)' end as address, c.calls,
+             clock_timestamp() - make_interval(secs => c."ageMs" / 1000) as at
+      from jsonb_to_recordset(record_callers.callers) as c (endpoint text, service text, address text, calls bigint, "ageMs" float8)
+      cross join lateral (
+        select not is_full or exists (select from turnout.unknown_caller k
+          where k.consumer = record_callers.consumer and k.endpoint = c.endpoint and k.service = c.service and k.address = c.address) as known
+      ) k
+    ) g
+    group by g.endpoint, g.service, g.address
+    order by g.endpoint, g.service, g.address
+    on conflict (consumer, endpoint, service, address) do update
+      set calls = u.calls + excluded.calls, last_at = greatest(u.last_at, excluded.last_at);
+  insert into turnout.endpoint_seen as e (consumer, endpoint, keyed_at, unkeyed_at)
+    select record_callers.consumer, s.endpoint, clock_timestamp() - make_interval(secs => s."keyedAgeMs" / 1000),
+           clock_timestamp() - make_interval(secs => s."unkeyedAgeMs" / 1000)
+    from jsonb_to_recordset(record_callers.endpoints) as s (endpoint text, "keyedAgeMs" float8, "unkeyedAgeMs" float8)
+    order by s.endpoint
+    on conflict (consumer, endpoint) do update
+      set keyed_at = greatest(e.keyed_at, excluded.keyed_at), unkeyed_at = greatest(e.unkeyed_at, excluded.unkeyed_at);
+end
+$$;
+
+CREATE FUNCTION turnout.record_check(source text, name text, for_stage text, verdict text, findings jsonb DEFAULT '[]'::jsonb) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  recorded bigint;
+begin
+  insert into turnout.switchover_check (source, switchover, epoch, for_stage, verdict, findings)
+    select s.source, s.name, s.epoch, record_check.for_stage, record_check.verdict, coalesce(record_check.findings, '[]')
+    from turnout.switchover s where s.source = record_check.source and s.name = record_check.name
+    returning id into recorded;
+  if recorded is null then
+    raise exception 'Switchover % does not exist in source %.', record_check.name, record_check.source
+      using errcode = 'TU002', detail = json_build_object('switchover', record_check.name, 'source', record_check.source)::text;
+  end if;
+  return recorded;
+end
+$$;
+
 CREATE FUNCTION turnout.record_outcome(consumer text, effect_key text, occurred_at timestamp with time zone, event_id uuid, event_type text, source text, topic text, key text, generation integer, number bigint, path text, outcome text, request_hash text, answer jsonb, reason text, attempts integer) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -673,6 +908,20 @@ begin
     end if;
   end if;
   delete from turnout.held h where h.consumer = record_outcome.consumer and h.effect_key = record_outcome.effect_key;
+end
+$$;
+
+CREATE FUNCTION turnout.record_reply(effect_key text, event_id uuid, event_type text, data json) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  update turnout.reply r
+    set event_id = record_reply.event_id, event_type = record_reply.event_type, data = record_reply.data,
+        settled_at = coalesce(r.settled_at, clock_timestamp())
+    where r.effect_key = record_reply.effect_key and r.event_id is null;
+  return found;
 end
 $$;
 
@@ -760,7 +1009,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION turnout.register_switchover(source text, name text, consumer text, event_types text[], ordering text, reason text) RETURNS boolean
+CREATE FUNCTION turnout.register_switchover(source text, name text, consumer text, event_types text[], ordering text, reason text, endpoint text DEFAULT NULL::text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
@@ -810,6 +1059,18 @@ begin
       raise exception 'Switchover % has event types that were left out: %.', existing.name, left_out
         using errcode = 'TU010', detail = json_build_object('switchover', existing.name, 'types', left_out)::text;
     end if;
+    if existing.endpoint <> register_switchover.endpoint then
+      if existing.stage <> 'rpc' then
+        raise exception 'The endpoint of switchover % is %, and changes in stage rpc only.', existing.name, existing.endpoint
+          using errcode = 'TU010', detail = json_build_object('switchover', existing.name, 'endpoint', existing.endpoint)::text;
+      end if;
+      update turnout.switchover s set endpoint = register_switchover.endpoint
+        where s.source = existing.source and s.name = existing.name;
+      insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason)
+        values (existing.source, existing.name, existing.epoch, existing.stage, existing.stage, existing.percent,
+                concat_ws(' ', nullif(trim(register_switchover.reason), ''),
+                          format('(endpoint: %s, was %s)', register_switchover.endpoint, existing.endpoint)));
+    end if;
     select string_agg(t, ', ' order by n) into added
       from unnest(register_switchover.event_types) with ordinality as l (t, n) where not t = any (existing.event_types);
     if added is not null then
@@ -822,15 +1083,25 @@ begin
     return false;
   end if;
 
-  insert into turnout.switchover (source, name, consumer, topic, event_types, ordering)
+  insert into turnout.switchover (source, name, consumer, topic, event_types, ordering, endpoint)
     values (register_switchover.source, register_switchover.name, register_switchover.consumer, shared_topic,
-            register_switchover.event_types, register_switchover.ordering);
+            register_switchover.event_types, register_switchover.ordering, coalesce(register_switchover.endpoint, 'wrapped'));
   insert into turnout.rpc_open (source, switchover, stripe)
     select register_switchover.source, register_switchover.name, n from generate_series(0, 15) n;
   insert into turnout.switchover_history (source, switchover, epoch, to_stage, reason)
     values (register_switchover.source, register_switchover.name, 1, 'rpc', register_switchover.reason);
   return true;
 end
+$$;
+
+CREATE FUNCTION turnout.reply_status(effect_keys text[]) RETURNS TABLE(effect_key text, switchover text, outcome text, answer text, event_id uuid, data text, is_owed boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select r.effect_key, r.switchover, r.outcome, r.answer::text, r.event_id, r.data::text,
+         exists (select from turnout.rpc_delivery d where d.effect_key = r.effect_key)
+  from turnout.reply r
+  where r.effect_key = any (reply_status.effect_keys)
 $$;
 
 CREATE FUNCTION turnout.resume_key(consumer text, source text, topic text, key text, reason text) RETURNS integer
@@ -886,65 +1157,42 @@ CREATE FUNCTION turnout.route_for(stage text, percent numeric, salt text, key te
   end
 $$;
 
-CREATE FUNCTION turnout.set_stage(source text, name text, stage text, reason text, percent numeric DEFAULT 0, force boolean DEFAULT false) RETURNS bigint
+CREATE FUNCTION turnout.see_alarms(consumer text, up_to bigint, reason text) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
 #variable_conflict use_column
 declare
-  current turnout.switchover;
-  undeclared record;
+  seen integer;
 begin
-  if set_stage.stage is null or set_stage.stage not in ('rpc', 'shadow', 'ramp', 'event', 'done') then
-    raise exception 'There is no stage %.', coalesce(set_stage.stage, 'null')
-      using errcode = 'TU011', detail = json_build_object('stage', set_stage.stage)::text;
+  if coalesce(trim(see_alarms.reason), '') = '' then
+    raise exception 'To pass over alarms needs a reason.' using errcode = 'TU012', detail = json_build_object('consumer', see_alarms.consumer)::text;
   end if;
-  if coalesce(trim(set_stage.reason), '') = '' then
-    raise exception 'A stage change needs a reason.'
-      using errcode = 'TU012', detail = json_build_object('switchover', set_stage.name)::text;
-  end if;
-  select * into current from turnout.switchover s
-    where s.source = set_stage.source and s.name = set_stage.name for no key update;
-  if not found then
-    raise exception 'Switchover % does not exist in source %.', set_stage.name, set_stage.source
-      using errcode = 'TU002', detail = json_build_object('switchover', set_stage.name, 'source', set_stage.source)::text;
-  end if;
-  if set_stage.stage in ('shadow', 'ramp', 'done') then
-    raise exception 'Stage % is not available yet.', set_stage.stage
-      using errcode = 'TU013', detail = json_build_object('switchover', set_stage.name, 'stage', set_stage.stage)::text;
-  end if;
-  if set_stage.stage = current.stage then
-    return current.epoch;
-  end if;
-  if current.stage = 'done' then
-    raise exception 'Switchover % is done.', set_stage.name
-      using errcode = 'TU017', detail = json_build_object('switchover', set_stage.name)::text;
-  end if;
-  if set_stage.stage = 'event' then
-    -- Not to be forced: without a start of its own the consumer would skip events that were routed to it.
-    if current.since is null then
-      raise exception 'Consumer % has not recorded where it started.', current.consumer
-        using errcode = 'TU014', detail = json_build_object('switchover', set_stage.name, 'consumer', current.consumer)::text;
-    end if;
-    if not force then
-      select u.events, u.newest into undeclared from turnout.undeclared_publishers(set_stage.source, set_stage.name) u;
-      if undeclared.events > 0 then
-        raise exception 'Events of switchover % are still published by code that does not declare it: % in the last 5 minutes, the newest at %.',
-          set_stage.name, undeclared.events, undeclared.newest
-          using errcode = 'TU016', detail = json_build_object('switchover', set_stage.name, 'events', undeclared.events, 'newest', undeclared.newest)::text;
-      end if;
-      raise exception 'Switchover % has no checks that say it is ready.', set_stage.name
-        using errcode = 'TU015', detail = json_build_object('switchover', set_stage.name)::text;
-    end if;
-  end if;
-  update turnout.switchover s
-    set stage = set_stage.stage, percent = coalesce(set_stage.percent, 0), epoch = s.epoch + 1
-    where s.source = current.source and s.name = current.name;
-  insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, forced)
-    values (current.source, current.name, current.epoch + 1, current.stage, set_stage.stage, coalesce(set_stage.percent, 0),
-            set_stage.reason, force);
-  return current.epoch + 1;
+  update turnout.alarm a set seen_at = clock_timestamp(), seen_by = session_user, seen_reason = see_alarms.reason
+    where a.consumer = see_alarms.consumer and a.id <= see_alarms.up_to and a.seen_at is null;
+  get diagnostics seen = row_count;
+  return seen;
 end
+$$;
+
+CREATE FUNCTION turnout.set_stage(source text, name text, stage text, reason text, percent numeric DEFAULT 0, force boolean DEFAULT false) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select turnout.change_stage(set_stage.source, set_stage.name, set_stage.stage, set_stage.reason, set_stage.percent,
+                              coalesce(set_stage.force, false), false, null)
+$$;
+
+CREATE FUNCTION turnout.settle_call(effect_key text, outcome text, answer json) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  with settled as (
+    delete from turnout.rpc_delivery d where d.effect_key = settle_call.effect_key
+  )
+  update turnout.reply r
+    set outcome = settle_call.outcome, answer = settle_call.answer, settled_at = coalesce(r.settled_at, clock_timestamp())
+    where r.effect_key = settle_call.effect_key and r.outcome is null
 $$;
 
 CREATE FUNCTION turnout.skip_parked(consumer text, effect_key text, reason text) RETURNS boolean
@@ -996,6 +1244,114 @@ begin
 end
 $_$;
 
+CREATE TABLE turnout.switchover (
+    source text NOT NULL,
+    name text NOT NULL,
+    consumer text NOT NULL,
+    topic text NOT NULL,
+    event_types text[] NOT NULL,
+    ordering text NOT NULL,
+    stage text DEFAULT 'rpc'::text NOT NULL,
+    percent numeric(5,2) DEFAULT 0 NOT NULL,
+    epoch bigint DEFAULT 1 NOT NULL,
+    generation integer DEFAULT 1 NOT NULL,
+    salt text DEFAULT (gen_random_uuid())::text NOT NULL,
+    since jsonb,
+    created_xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    endpoint text DEFAULT 'wrapped'::text NOT NULL,
+    CONSTRAINT switchover_consumer_check CHECK ((consumer ~ '^[a-z0-9][a-z0-9._-]{0,99}$'::text)),
+    CONSTRAINT switchover_endpoint_check CHECK ((endpoint = ANY (ARRAY['wrapped'::text, 'bridged'::text]))),
+    CONSTRAINT switchover_event_types_check CHECK ((cardinality(event_types) > 0)),
+    CONSTRAINT switchover_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,99}$'::text)),
+    CONSTRAINT switchover_ordering_check CHECK ((ordering = ANY (ARRAY['key'::text, 'none'::text]))),
+    CONSTRAINT switchover_percent_check CHECK (((percent >= (0)::numeric) AND (percent <= (100)::numeric))),
+    CONSTRAINT switchover_stage_check CHECK ((stage = ANY (ARRAY['rpc'::text, 'shadow'::text, 'ramp'::text, 'event'::text, 'done'::text])))
+);
+
+CREATE FUNCTION turnout.stage_problem(code text, current turnout.switchover, stage text, percent numeric, facts jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select jsonb_build_object('sqlState', code, 'message', t.message,
+                            'details', jsonb_build_object('switchover', current.name) || t.details)
+  from (select case code
+    when 'TU011' then format('There is no stage %s.', coalesce(stage, 'null'))
+    when 'TU017' then format('Switchover %s is done.', current.name)
+    when 'TU012' then 'A stage change needs a reason.'
+    when 'TU022' then case when stage = 'ramp'
+      then format('Stage ramp needs a percentage above 0 and up to 100, to two places, not %s.', coalesce(percent::text, 'none'))
+      else format('A percentage goes with stage ramp, not with %s.', stage) end
+    when 'TU013' then format('Switchover %s has a bridged endpoint, for which there is no stage %s.', current.name, stage)
+    when 'TU024' then format('Stage done comes after event, and switchover %s is in stage %s.', current.name, current.stage)
+    when 'TU014' then format('Consumer %s has not recorded where it started.', current.consumer)
+    when 'TU021' then format('Switchover %s owes %s calls.', current.name, facts ->> 'owed')
+    when 'TU016' then format('Events of switchover %s are still published by code that does not declare it: %s in the last 5 minutes, the newest at %s.',
+                             current.name, facts ->> 'events', facts ->> 'newest')
+    when 'TU015' then format('Switchover %s has no check of the last ten minutes for stage %s.', current.name, stage)
+    when 'TU020' then format('The newest check of switchover %s for stage %s says %s.', current.name, stage, facts ->> 'verdict')
+  end as message, case code
+    when 'TU011' then jsonb_build_object('stage', stage)
+    when 'TU022' then jsonb_build_object('stage', stage, 'percent', percent)
+    when 'TU013' then jsonb_build_object('stage', stage)
+    when 'TU024' then jsonb_build_object('from', current.stage, 'to', stage)
+    when 'TU014' then jsonb_build_object('consumer', current.consumer)
+    when 'TU021' then jsonb_build_object('owed', facts -> 'owed')
+    when 'TU016' then jsonb_build_object('events', facts -> 'events', 'newest', facts -> 'newest')
+    when 'TU015' then jsonb_build_object('stage', stage)
+    when 'TU020' then jsonb_build_object('stage', stage, 'verdict', facts -> 'verdict', 'findings', facts -> 'findings')
+    else '{}'::jsonb
+  end as details) t
+$$;
+
+CREATE FUNCTION turnout.stage_problems(current_stage text, current_percent numeric, endpoint text, ordering text, has_since boolean, stage text, percent numeric, reason text, undeclared bigint, verdict text, owed bigint) RETURNS TABLE(place integer, code text, forceable boolean)
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+  with asked as (
+    select turnout.stage_rank(stage) > turnout.stage_rank(current_stage)
+             or (stage = 'ramp' and current_stage = 'ramp' and percent > current_percent) as promotes,
+           endpoint = 'bridged' and ordering = 'key' as drains,
+           endpoint = 'bridged' and stage in ('shadow', 'ramp') as lacking,
+           stage = 'done' and current_stage <> 'event' as too_soon
+  )
+  select p.place, p.code, p.forceable
+  from asked a
+  cross join lateral (values
+    (1, 'TU011', false, turnout.stage_rank(stage) is null),
+    (2, 'TU017', false, current_stage = 'done'),
+    (3, 'TU012', false, coalesce(trim(reason), '') = ''),
+    (4, 'TU022', false, case when stage = 'ramp' then not coalesce(percent > 0 and percent <= 100, false) else coalesce(percent, 0) <> 0 end),
+    (5, 'TU013', false, a.lacking),
+    (6, 'TU024', false, a.too_soon),
+    -- Without a start of its own the consumer would skip events that were routed to it.
+    (7, 'TU014', false, a.promotes and stage <> 'shadow' and not has_since),
+    -- Calls and events of a key would meet at an endpoint that can't tell their order; or the endpoint may be gone.
+    (8, 'TU021', false, owed > 0 and (stage = 'done' or (stage = 'event' and a.drains))),
+    (9, 'TU016', true, a.promotes and undeclared > 0),
+    (10, 'TU015', true, (a.promotes or (stage = 'rpc' and a.drains)) and verdict is null),
+    (11, 'TU020', true, (a.promotes or (stage = 'rpc' and a.drains)) and verdict <> 'ready')
+  ) as p (place, code, forceable, stands)
+  where p.stands
+    -- Of a change that can't be, nothing else is of interest.
+    and (turnout.stage_rank(stage) is not null or p.place = 1)
+    and (current_stage <> 'done' or p.place <= 2)
+    and (not (a.lacking or a.too_soon) or p.place <= 6)
+  order by p.place
+$$;
+
+CREATE FUNCTION turnout.stage_rank(stage text) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select array_position(array['rpc', 'shadow', 'ramp', 'event', 'done'], stage) $$;
+
+CREATE FUNCTION turnout.step_back(source text, name text, stage text, reason text, detail jsonb DEFAULT NULL::jsonb, percent numeric DEFAULT 0) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select turnout.change_stage(step_back.source, step_back.name, step_back.stage, step_back.reason, step_back.percent,
+                              false, true, step_back.detail)
+$$;
+
 CREATE FUNCTION turnout.undeclared_publishers(source text, name text, within_time interval DEFAULT '00:05:00'::interval) RETURNS TABLE(events bigint, newest timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -1021,6 +1377,9 @@ CREATE TABLE turnout.alarm (
     kind text NOT NULL,
     detail jsonb NOT NULL,
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    seen_at timestamp with time zone,
+    seen_by text,
+    seen_reason text,
     CONSTRAINT alarm_kind_check CHECK ((kind = ANY (ARRAY['sequence-hole'::text, 'unknown-repeat'::text, 'skipped-old'::text, 'halted'::text, 'uncertain'::text])))
 );
 
@@ -1056,6 +1415,14 @@ CREATE TABLE turnout.consumed_sequence (
     last bigint NOT NULL
 )
 WITH (fillfactor='50');
+
+CREATE TABLE turnout.endpoint_seen (
+    consumer text NOT NULL,
+    endpoint text NOT NULL,
+    keyed_at timestamp with time zone,
+    unkeyed_at timestamp with time zone
+)
+WITH (fillfactor='70');
 
 CREATE TABLE turnout.event_type (
     name text NOT NULL,
@@ -1218,6 +1585,20 @@ CREATE TABLE turnout.relay_tick (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
+CREATE TABLE turnout.reply (
+    effect_key text NOT NULL,
+    switchover text NOT NULL,
+    outcome text,
+    answer json,
+    event_id uuid,
+    event_type text,
+    data json,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    settled_at timestamp with time zone,
+    CONSTRAINT reply_outcome_check CHECK ((outcome = ANY (ARRAY['applied'::text, 'rejected'::text, 'skipped'::text, 'dead'::text, 'duplicate'::text])))
+)
+WITH (fillfactor='70');
+
 CREATE TABLE turnout.rpc_delivery (
     effect_key text NOT NULL,
     source text NOT NULL,
@@ -1234,7 +1615,8 @@ CREATE TABLE turnout.rpc_delivery (
     epoch bigint NOT NULL,
     due_at timestamp with time zone,
     attempts integer DEFAULT 0 NOT NULL,
-    last_error text
+    last_error text,
+    shadow boolean DEFAULT false NOT NULL
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
 
@@ -1267,27 +1649,27 @@ CREATE TABLE turnout.stamp (
     CONSTRAINT stamp_route_check CHECK ((route = ANY (ARRAY['rpc'::text, 'event'::text])))
 );
 
-CREATE TABLE turnout.switchover (
+CREATE TABLE turnout.switchover_check (
+    id bigint NOT NULL,
     source text NOT NULL,
-    name text NOT NULL,
-    consumer text NOT NULL,
-    topic text NOT NULL,
-    event_types text[] NOT NULL,
-    ordering text NOT NULL,
-    stage text DEFAULT 'rpc'::text NOT NULL,
-    percent numeric(5,2) DEFAULT 0 NOT NULL,
-    epoch bigint DEFAULT 1 NOT NULL,
-    generation integer DEFAULT 1 NOT NULL,
-    salt text DEFAULT (gen_random_uuid())::text NOT NULL,
-    since jsonb,
-    created_xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT switchover_consumer_check CHECK ((consumer ~ '^[a-z0-9][a-z0-9._-]{0,99}$'::text)),
-    CONSTRAINT switchover_event_types_check CHECK ((cardinality(event_types) > 0)),
-    CONSTRAINT switchover_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,99}$'::text)),
-    CONSTRAINT switchover_ordering_check CHECK ((ordering = ANY (ARRAY['key'::text, 'none'::text]))),
-    CONSTRAINT switchover_percent_check CHECK (((percent >= (0)::numeric) AND (percent <= (100)::numeric))),
-    CONSTRAINT switchover_stage_check CHECK ((stage = ANY (ARRAY['rpc'::text, 'shadow'::text, 'ramp'::text, 'event'::text, 'done'::text])))
+    switchover text NOT NULL,
+    epoch bigint NOT NULL,
+    for_stage text NOT NULL,
+    verdict text NOT NULL,
+    findings jsonb DEFAULT '[]'::jsonb NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    actor text DEFAULT SESSION_USER NOT NULL,
+    CONSTRAINT switchover_check_for_stage_check CHECK ((for_stage = ANY (ARRAY['rpc'::text, 'shadow'::text, 'ramp'::text, 'event'::text, 'done'::text]))),
+    CONSTRAINT switchover_check_verdict_check CHECK ((verdict = ANY (ARRAY['ready'::text, 'not-ready'::text, 'inconclusive'::text])))
+);
+
+ALTER TABLE turnout.switchover_check ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME turnout.switchover_check_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
 );
 
 CREATE TABLE turnout.switchover_history (
@@ -1302,6 +1684,8 @@ CREATE TABLE turnout.switchover_history (
     forced boolean DEFAULT false NOT NULL,
     actor text DEFAULT SESSION_USER NOT NULL,
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    automatic boolean DEFAULT false NOT NULL,
+    detail jsonb,
     CONSTRAINT switchover_history_reason_check CHECK ((length(TRIM(BOTH FROM reason)) > 0))
 );
 
@@ -1324,6 +1708,17 @@ CREATE TABLE turnout.topic (
     CONSTRAINT topic_partitions_check CHECK (((partitions >= 1) AND (partitions <= 10000)))
 );
 
+CREATE TABLE turnout.unknown_caller (
+    consumer text NOT NULL,
+    endpoint text NOT NULL,
+    service text NOT NULL,
+    address text NOT NULL,
+    calls bigint NOT NULL,
+    first_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='70');
+
 ALTER TABLE ONLY turnout.alarm
     ADD CONSTRAINT alarm_pkey PRIMARY KEY (id);
 
@@ -1332,6 +1727,9 @@ ALTER TABLE ONLY turnout.assignment
 
 ALTER TABLE ONLY turnout.consumed_sequence
     ADD CONSTRAINT consumed_sequence_pkey PRIMARY KEY (consumer, topic, partition, source);
+
+ALTER TABLE ONLY turnout.endpoint_seen
+    ADD CONSTRAINT endpoint_seen_pkey PRIMARY KEY (consumer, endpoint);
 
 ALTER TABLE ONLY turnout.event_type
     ADD CONSTRAINT event_type_pkey PRIMARY KEY (name, version);
@@ -1366,6 +1764,9 @@ ALTER TABLE ONLY turnout.relay_shard
 ALTER TABLE ONLY turnout.relay_tick
     ADD CONSTRAINT relay_tick_pkey PRIMARY KEY (shard, tick);
 
+ALTER TABLE ONLY turnout.reply
+    ADD CONSTRAINT reply_pkey PRIMARY KEY (effect_key);
+
 ALTER TABLE ONLY turnout.rpc_delivery
     ADD CONSTRAINT rpc_delivery_pkey PRIMARY KEY (effect_key);
 
@@ -1378,6 +1779,9 @@ ALTER TABLE ONLY turnout.source
 ALTER TABLE ONLY turnout.stamp
     ADD CONSTRAINT stamp_pkey PRIMARY KEY (consumer, source, topic, key, generation, number);
 
+ALTER TABLE ONLY turnout.switchover_check
+    ADD CONSTRAINT switchover_check_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY turnout.switchover_history
     ADD CONSTRAINT switchover_history_pkey PRIMARY KEY (id);
 
@@ -1387,19 +1791,34 @@ ALTER TABLE ONLY turnout.switchover
 ALTER TABLE ONLY turnout.topic
     ADD CONSTRAINT topic_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY turnout.unknown_caller
+    ADD CONSTRAINT unknown_caller_pkey PRIMARY KEY (consumer, endpoint, service, address);
+
+CREATE INDEX alarm_unseen ON turnout.alarm USING btree (consumer, kind, at) WHERE (seen_at IS NULL);
+
 CREATE INDEX held_line ON turnout.held USING btree (consumer, source, topic, key, id);
 
 CREATE INDEX held_number ON turnout.held USING btree (consumer, source, topic, key, number);
 
+CREATE INDEX held_oldest ON turnout.held USING btree (consumer, id);
+
+CREATE INDEX held_parked ON turnout.held USING btree (consumer, held_at) WHERE (reason = 'parked'::text);
+
 CREATE INDEX inbox_intent ON ONLY turnout.inbox USING btree (consumer) WHERE (outcome = ANY (ARRAY['running'::text, 'queued'::text]));
 
+CREATE INDEX inbox_finished ON ONLY turnout.inbox USING brin (finished_at) WITH (pages_per_range='16', autosummarize='on');
+
 CREATE INDEX outbox_xid ON ONLY turnout.outbox USING btree (xid);
+
+CREATE INDEX reply_at ON turnout.reply USING btree (at);
 
 CREATE INDEX rpc_delivery_due ON turnout.rpc_delivery USING btree (due_at NULLS FIRST);
 
 CREATE INDEX rpc_delivery_key ON turnout.rpc_delivery USING btree (consumer, source, topic, key, number) WHERE (number IS NOT NULL);
 
 CREATE INDEX rpc_delivery_seq ON turnout.rpc_delivery USING btree (seq);
+
+CREATE INDEX switchover_check_newest ON turnout.switchover_check USING btree (source, switchover, id DESC);
 
 CREATE UNIQUE INDEX switchover_ordered ON turnout.switchover USING btree (source, consumer, topic) WHERE (ordering = 'key'::text);
 

@@ -95,6 +95,7 @@ const stamps = fc.option(
     consumer: fc.constant('email'),
     route: fc.constantFrom('rpc' as const, 'event' as const),
     epoch: fc.nat(9),
+    shadow: fc.boolean(),
     turn: fc.option(fc.record({ generation: fc.nat(3), number: fc.nat(9) }), { nil: undefined }),
   }),
   { nil: undefined },

@@ -73,6 +73,7 @@ describe('routes', () => {
       consumer: name,
       route: fc.constantFrom('rpc', 'event'),
       epoch: fc.integer({ min: 1, max: 1_000_000 }),
+      shadow: fc.boolean(),
       turn,
     }),
     { selector: (stamp) => stamp.consumer, minLength: 1 },
@@ -86,6 +87,15 @@ describe('routes', () => {
     );
   });
 
+  it('keeps what it knows of a publisher that writes more', () => {
+    expect(
+      parseRoutes('email=rpc;epoch=3;lane=fast;shadow=1;generation=1;number=17, loyalty=event;epoch=1;x='),
+    ).toEqual([
+      { consumer: 'email', route: 'rpc', epoch: 3, shadow: true, turn: { generation: 1, number: 17 } },
+      { consumer: 'loyalty', route: 'event', epoch: 1, shadow: false, turn: undefined },
+    ]);
+  });
+
   it.each([
     '',
     'email',
@@ -93,6 +103,11 @@ describe('routes', () => {
     'email=rpc',
     'email=rpc;epoch=one',
     'email=rpc;epoch=1;number=1',
+    'email=rpc;epoch=1;generation=1',
+    'email=rpc;epoch=1;epoch=2',
+    'email=rpc;epoch=1;generation=1;number=',
+    'email=rpc;shadow=1',
+    'email=rpc;epoch=1;',
     'email=rpc;epoch=1,loyalty=rpc;epoch=1',
     'email=rpc;epoch=1, email=event;epoch=2',
     'Email=rpc;epoch=1',

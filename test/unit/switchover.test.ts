@@ -247,10 +247,26 @@ describe('the headers of a call', () => {
             key: each,
             occurredAt: time,
             turn,
+            shadow: false,
           });
         },
       ),
     );
+  });
+
+  test('those of a call in stage shadow carry what the event holds, if it is not too long', () => {
+    const id = '7d9f2c1e-0000-4000-8000-000000000000';
+    const given = { ...event({ id, key: null, time: new Date() }), version: 2, data: { name: 'Zoë', sum: 1.5 } };
+    const headers = callHeaders('email', given, undefined, { shadow: true });
+    expect(headers['turnout-shadow']).toBe('1');
+    expect(readCallHeaders(headers)).toMatchObject({ shadow: true, eventData: { version: 2, data: given.data } });
+    const long = callHeaders('email', { ...given, data: 'x'.repeat(6_000) }, undefined, { shadow: true });
+    expect(readCallHeaders(long).shadow).toBe(true);
+    expect(readCallHeaders(long).eventData).toBeUndefined();
+    // Spoilt on its way, or made up: the call goes on without a comparison.
+    for (const spoilt of ['%', 'bm90IGpzb24', Buffer.from('{"version":"1","data":{}}').toString('base64url')]) {
+      expect(readCallHeaders({ ...headers, 'turnout-event-data': spoilt })).not.toHaveProperty('eventData');
+    }
   });
 
   test('a key number reads as it was written', () => {

@@ -1,0 +1,547 @@
+-- All stages of a switchover: rpc → shadow → ramp → event → done, and back.
+
+-- In the order in which publishers take their locks.
+alter table turnout.switchover
+  -- 'bridged': an endpoint that nobody can change is called by a bridge. It has no gate, so calls and events of a key must never meet.
+  add column endpoint text not null default 'wrapped' check (endpoint in ('wrapped', 'bridged'));
+
+alter table turnout.rpc_delivery
+  -- Stamped in stage shadow: the consumer may compare.
+  add column shadow boolean not null default false;
+
+alter table turnout.switchover_history
+  -- By a guardrail.
+  add column automatic boolean not null default false,
+  -- {"forced": ["TU015", …]}: what stood against the change and was overridden; and what a guardrail gave as its grounds.
+  add column detail jsonb;
+
+-- What was found when somebody looked whether a switchover may be promoted. Append-only.
+create table turnout.switchover_check (
+  id         bigint generated always as identity primary key,
+  source     text not null,
+  switchover text not null,
+  -- A check says nothing about another stage change.
+  epoch      bigint not null,
+  for_stage  text not null check (for_stage in ('rpc', 'shadow', 'ramp', 'event', 'done')),
+  verdict    text not null check (verdict in ('ready', 'not-ready', 'inconclusive')),
+  findings   jsonb not null default '[]',
+  at         timestamptz not null default clock_timestamp(),
+  actor      text not null default session_user
+);
+
+create index switchover_check_newest on turnout.switchover_check (source, switchover, id desc);
+
+-- Publishes events; as in 000002, with the stage shadow stamped too: ";shadow=1" in routes, "shadow" in stamps, and in what is owed.
+create or replace function turnout.publish_events(source text, events json, switchovers text[] default '{}', deliver boolean default false)
+returns table (seq text, id uuid, type text, version integer, topic text, key text, occurred_at timestamptz, routes text, stamps jsonb)
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  is_source boolean;
+  bad_place bigint;
+  repeated_id boolean;
+  lock_numbers bigint[];
+  lock_number bigint;
+  declares boolean;
+  undue record;
+  this_xid xid8;
+begin
+  if publish_events.events is null then
+    raise exception 'There are no events.' using errcode = 'TU009', detail = '{"path": "events"}';
+  end if;
+
+  -- All checks, then all locks, before the first number is drawn.
+  select exists (select from turnout.source s where s.name = publish_events.source),
+         min(e.place) filter (where r.topic is null
+                                 or e.data is null
+                                 or octet_length(e.data::text) + coalesce(octet_length(nullif(e.headers, 'null')::text), 0) > t.max_bytes
+                                 or (r.ordering = 'key' and e.key is null) or e.key = '' or octet_length(e.key) > 1000
+                                 or (e.headers is not null and turnout.bad_header(e.headers) is not null)),
+         count(distinct e.id) < count(e.id),
+         array_agg(distinct hashtextextended(r.topic || e'\x1f' || e.key, 7471)
+                   order by hashtextextended(r.topic || e'\x1f' || e.key, 7471)) filter (where r.ordering = 'key'),
+         bool_or(cardinality(coalesce(e.switchovers, publish_events.switchovers)) > 0)
+    into is_source, bad_place, repeated_id, lock_numbers, declares
+    from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[]))
+      with ordinality as e (id, type, version, key, data, headers, switchovers, place)
+    left join turnout.event_type r on r.name = e.type and r.version = e.version
+    left join turnout.topic t on t.name = r.topic;
+
+  if not is_source then
+    raise exception 'Source % is not registered.', publish_events.source
+      using errcode = 'TU001', detail = json_build_object('source', publish_events.source)::text;
+  end if;
+  if bad_place is not null then
+    perform turnout.refuse_event(publish_events.events -> (bad_place - 1)::integer, (bad_place - 1)::integer);
+  end if;
+  if repeated_id then
+    raise exception 'Two of the events have the same id.' using errcode = 'TU009', detail = '{"path": "id"}';
+  end if;
+  if cardinality(lock_numbers) > 1000 then
+    raise exception 'One transaction asked for the locks of % keys.', cardinality(lock_numbers)
+      using errcode = 'TU006', detail = json_build_object('keys', cardinality(lock_numbers), 'limit', 1000)::text;
+  end if;
+  if declares then
+    select d.name as switchover, e.type, s.name is not null as known into undue
+      from rows from (json_to_recordset(publish_events.events) as (type text, switchovers text[])) with ordinality as e (type, switchovers, place)
+      cross join unnest(coalesce(e.switchovers, publish_events.switchovers)) as d (name)
+      left join turnout.switchover s on s.source = publish_events.source and s.name = d.name
+      where s.name is null or not e.type = any (s.event_types)
+      order by e.place limit 1;
+    if found and not undue.known then
+      raise exception 'Switchover % does not exist in source %.', undue.switchover, publish_events.source
+        using errcode = 'TU002', detail = json_build_object('switchover', undue.switchover, 'source', publish_events.source)::text;
+    elsif found then
+      raise exception 'Switchover % does not have the event type %.', undue.switchover, undue.type
+        using errcode = 'TU018', detail = json_build_object('switchover', undue.switchover, 'type', undue.type)::text;
+    end if;
+  end if;
+
+  -- In one agreed order, so that two transactions that publish the same keys can't wait for each other.
+  if lock_numbers is not null then
+    foreach lock_number in array lock_numbers loop
+      perform pg_advisory_xact_lock(lock_number);
+    end loop;
+  end if;
+
+  this_xid := pg_current_xact_id();
+
+  if declares is not true then
+    return query
+      with written as (
+        insert into turnout.outbox as o (xid, id, source, topic, aggregatetype, aggregateid, type, version, payload, headers)
+        select this_xid, coalesce(e.id, gen_random_uuid()), publish_events.source, r.topic, r.aggregate, e.key, e.type, e.version,
+               e.data, nullif(e.headers, 'null')
+        from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb))
+          with ordinality as e (id, type, version, key, data, headers, place)
+        join turnout.event_type r on r.name = e.type and r.version = e.version
+        order by e.place
+        returning o.seq, o.id, o.type, o.version, o.topic, o.aggregateid, o.occurred_at
+      )
+      select w.seq::text, w.id, w.type, w.version, w.topic, w.aggregateid, w.occurred_at, null::text, '[]'::jsonb
+      from written w order by w.seq;
+    return;
+  end if;
+
+  -- The stage is read after the locks were taken: who had to wait for a key sees what was changed meanwhile.
+  return query
+    with given as materialized (
+      select e.place, coalesce(e.id, gen_random_uuid()) as id, e.type, e.version, e.key, e.data, nullif(e.headers, 'null') as headers,
+             coalesce(e.switchovers, publish_events.switchovers) as switchovers, r.topic, r.aggregate
+      from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[]))
+        with ordinality as e (id, type, version, key, data, headers, switchovers, place)
+      join turnout.event_type r on r.name = e.type and r.version = e.version
+    ), planned as materialized (
+      select g.place, g.id, g.topic, g.key, s.name as switchover, s.consumer, s.ordering, s.epoch, s.generation,
+             s.stage = 'shadow' as shadow, turnout.route_for(s.stage, s.percent, s.salt, coalesce(g.key, g.id::text)) as route
+      from given g
+      join turnout.switchover s
+        on s.source = publish_events.source and s.name = any (g.switchovers)
+    ), counted as (
+      -- One row a key, however many of its events are published here: the row can be changed only once in a statement.
+      insert into turnout.key_number as k (source, consumer, topic, key, generation, number)
+        select publish_events.source, p.consumer, p.topic, p.key, p.generation, count(*)
+        from planned p where p.ordering = 'key'
+        group by p.consumer, p.topic, p.key, p.generation
+        order by p.consumer, p.topic, p.key
+        on conflict (source, consumer, topic, key) do update
+          set number = excluded.number + case when k.generation = excluded.generation then k.number else 0 end,
+              generation = excluded.generation
+        returning k.consumer, k.topic, k.key, k.generation, k.number
+    ), stamped as materialized (
+      select p.place, p.id, p.topic, p.key, p.switchover, p.consumer, p.route, p.epoch, p.shadow, c.generation,
+             c.number - count(*) over (partition by p.consumer, p.topic, p.key)
+                      + row_number() over (partition by p.consumer, p.topic, p.key order by p.place) as number
+      from planned p
+      left join counted c on p.ordering = 'key' and c.consumer = p.consumer and c.topic = p.topic and c.key = p.key
+    ), routed as materialized (
+      select s.place,
+             string_agg(s.consumer || '=' || s.route || ';epoch=' || s.epoch || case when s.shadow then ';shadow=1' else '' end
+                          || coalesce(';generation=' || s.generation || ';number=' || s.number, ''), ', ' order by s.consumer) as routes,
+             jsonb_agg(jsonb_build_object('switchover', s.switchover, 'consumer', s.consumer, 'route', s.route, 'epoch', s.epoch,
+                                          'effectKey', s.consumer || '.' || s.id)
+                         || case when s.shadow then '{"shadow": true}'::jsonb else '{}'::jsonb end
+                         || case when s.number is null then '{}'::jsonb
+                                 else jsonb_build_object('generation', s.generation, 'number', s.number) end order by s.consumer) as stamps
+      from stamped s group by s.place
+    ), written as (
+      insert into turnout.outbox as o (xid, id, source, topic, aggregatetype, aggregateid, type, version, payload, routes, headers)
+        select this_xid, g.id, publish_events.source, g.topic, g.aggregate, g.key, g.type, g.version, g.data, r.routes, g.headers
+        from given g left join routed r on r.place = g.place
+        order by g.place
+        returning o.seq, o.id, o.type, o.version, o.topic, o.aggregateid, o.occurred_at, o.routes
+    ), remembered as (
+      insert into turnout.stamp (source, consumer, topic, key, generation, number, seq, xid, event_id, switchover, route, epoch)
+        select publish_events.source, s.consumer, s.topic, s.key, s.generation, s.number, w.seq, this_xid, s.id,
+               s.switchover, s.route, s.epoch
+        from written w join stamped s on s.id = w.id
+        where s.number is not null
+    ), owed as (
+      insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, key,
+                                        generation, number, epoch, shadow, due_at)
+        select s.consumer || '.' || s.id, publish_events.source, s.switchover, w.seq % 16, s.consumer, s.id, w.seq, this_xid, s.topic, s.key,
+               s.generation, s.number, s.epoch, s.shadow, case when deliver then null else clock_timestamp() end
+        from written w join stamped s on s.id = w.id
+        where s.route = 'rpc'
+    )
+    select w.seq::text, w.id, w.type, w.version, w.topic, w.aggregateid, w.occurred_at, w.routes, coalesce(r.stamps, '[]')
+    from written w join given g on g.id = w.id left join routed r on r.place = g.place
+    order by w.seq;
+end
+$$;
+
+-- Creates a switchover in stage rpc, or adds event types to it. What can't change is refused, and so is a type left out: code
+-- that runs still gives its calls away, and would get errors for them. The history keeps what was added.
+-- `endpoint` says who receives the calls (null: as it is, or 'wrapped' for a new one); it changes in stage rpc only.
+drop function turnout.register_switchover(text, text, text, text[], text, text);
+create or replace function turnout.register_switchover(source text, name text, consumer text, event_types text[], ordering text, reason text,
+                                                       endpoint text default null)
+returns boolean -- true: created now
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  existing turnout.switchover;
+  shared_topic text;
+  unknown text;
+  clash text;
+  left_out text;
+  added text;
+begin
+  select t into unknown from unnest(event_types) t where not exists (select from turnout.event_type e where e.name = t) limit 1;
+  if found then
+    raise exception 'Event type % is not registered.', unknown
+      using errcode = 'TU003', detail = json_build_object('type', unknown)::text;
+  end if;
+  select min(e.topic) into shared_topic from turnout.event_type e where e.name = any (event_types) having min(e.topic) = max(e.topic);
+  if not found then
+    raise exception 'The event types of switchover % are on several topics.', register_switchover.name
+      using errcode = 'TU010', detail = json_build_object('switchover', register_switchover.name)::text;
+  end if;
+  if register_switchover.ordering = 'key' and exists (select from turnout.event_type e where e.name = any (event_types) and e.ordering <> 'key') then
+    raise exception 'Switchover % is ordered and one of its event types is not.', register_switchover.name
+      using errcode = 'TU010', detail = json_build_object('switchover', register_switchover.name)::text;
+  end if;
+  select s.name into clash from turnout.switchover s
+    where s.source = register_switchover.source and s.consumer = register_switchover.consumer
+      and s.name <> register_switchover.name and s.event_types && register_switchover.event_types limit 1;
+  if found then
+    raise exception 'Switchover % already moves consumer % for one of these event types.', clash, register_switchover.consumer
+      using errcode = 'TU010', detail = json_build_object('switchover', register_switchover.name, 'other', clash)::text;
+  end if;
+
+  select * into existing from turnout.switchover s
+    where s.source = register_switchover.source and s.name = register_switchover.name for update;
+  if found then
+    if existing.consumer <> register_switchover.consumer or existing.ordering <> register_switchover.ordering
+       or existing.topic <> shared_topic then
+      raise exception 'Switchover % is recorded for consumer %, topic %, order %, and declared otherwise.',
+        existing.name, existing.consumer, existing.topic, existing.ordering
+        using errcode = 'TU010', detail = json_build_object('switchover', existing.name)::text;
+    end if;
+    select string_agg(t, ', ' order by n) into left_out
+      from unnest(existing.event_types) with ordinality as l (t, n) where not t = any (register_switchover.event_types);
+    if left_out is not null then
+      raise exception 'Switchover % has event types that were left out: %.', existing.name, left_out
+        using errcode = 'TU010', detail = json_build_object('switchover', existing.name, 'types', left_out)::text;
+    end if;
+    if existing.endpoint <> register_switchover.endpoint then
+      if existing.stage <> 'rpc' then
+        raise exception 'The endpoint of switchover % is %, and changes in stage rpc only.', existing.name, existing.endpoint
+          using errcode = 'TU010', detail = json_build_object('switchover', existing.name, 'endpoint', existing.endpoint)::text;
+      end if;
+      update turnout.switchover s set endpoint = register_switchover.endpoint
+        where s.source = existing.source and s.name = existing.name;
+      insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason)
+        values (existing.source, existing.name, existing.epoch, existing.stage, existing.stage, existing.percent,
+                concat_ws(' ', nullif(trim(register_switchover.reason), ''),
+                          format('(endpoint: %s, was %s)', register_switchover.endpoint, existing.endpoint)));
+    end if;
+    select string_agg(t, ', ' order by n) into added
+      from unnest(register_switchover.event_types) with ordinality as l (t, n) where not t = any (existing.event_types);
+    if added is not null then
+      update turnout.switchover s set event_types = register_switchover.event_types
+        where s.source = existing.source and s.name = existing.name;
+      insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason)
+        values (existing.source, existing.name, existing.epoch, existing.stage, existing.stage, existing.percent,
+                concat_ws(' ', nullif(trim(register_switchover.reason), ''), format('(event types added: %s)', added)));
+    end if;
+    return false;
+  end if;
+
+  insert into turnout.switchover (source, name, consumer, topic, event_types, ordering, endpoint)
+    values (register_switchover.source, register_switchover.name, register_switchover.consumer, shared_topic,
+            register_switchover.event_types, register_switchover.ordering, coalesce(register_switchover.endpoint, 'wrapped'));
+  insert into turnout.rpc_open (source, switchover, stripe)
+    select register_switchover.source, register_switchover.name, n from generate_series(0, 15) n;
+  insert into turnout.switchover_history (source, switchover, epoch, to_stage, reason)
+    values (register_switchover.source, register_switchover.name, 1, 'rpc', register_switchover.reason);
+  return true;
+end
+$$;
+
+-- Keeps what a look at a switchover found, under its epoch of now. Returns the number of the check.
+create function turnout.record_check(source text, name text, for_stage text, verdict text, findings jsonb default '[]')
+returns bigint
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  recorded bigint;
+begin
+  insert into turnout.switchover_check (source, switchover, epoch, for_stage, verdict, findings)
+    select s.source, s.name, s.epoch, record_check.for_stage, record_check.verdict, coalesce(record_check.findings, '[]')
+    from turnout.switchover s where s.source = record_check.source and s.name = record_check.name
+    returning id into recorded;
+  if recorded is null then
+    raise exception 'Switchover % does not exist in source %.', record_check.name, record_check.source
+      using errcode = 'TU002', detail = json_build_object('switchover', record_check.name, 'source', record_check.source)::text;
+  end if;
+  return recorded;
+end
+$$;
+
+create function turnout.stage_rank(stage text)
+returns integer
+language sql immutable parallel safe
+as $$ select array_position(array['rpc', 'shadow', 'ramp', 'event', 'done'], stage) $$;
+
+-- What stands against a stage change, as SQLSTATEs in the order in which they are told; none: it may be made. Pure: the same decision as
+-- stageChange() in src/switchover/stage.ts; a test holds them equal.
+--   undeclared  events of late whose publishers don't declare the switchover
+--   verdict     of the newest check for the stage, if it is of this epoch and at most ten minutes old
+--   owed        calls without an outcome
+create function turnout.stage_problems(current_stage text, current_percent numeric, endpoint text, ordering text, has_since boolean,
+                                       stage text, percent numeric, reason text, undeclared bigint, verdict text, owed bigint)
+returns table (place integer, code text, forceable boolean)
+language sql immutable set search_path = pg_catalog, pg_temp
+as $$
+  with asked as (
+    select turnout.stage_rank(stage) > turnout.stage_rank(current_stage)
+             or (stage = 'ramp' and current_stage = 'ramp' and percent > current_percent) as promotes,
+           endpoint = 'bridged' and ordering = 'key' as drains,
+           endpoint = 'bridged' and stage in ('shadow', 'ramp') as lacking,
+           stage = 'done' and current_stage <> 'event' as too_soon
+  )
+  select p.place, p.code, p.forceable
+  from asked a
+  cross join lateral (values
+    (1, 'TU011', false, turnout.stage_rank(stage) is null),
+    (2, 'TU017', false, current_stage = 'done'),
+    (3, 'TU012', false, coalesce(trim(reason), '') = ''),
+    (4, 'TU022', false, case when stage = 'ramp' then not coalesce(percent > 0 and percent <= 100, false) else coalesce(percent, 0) <> 0 end),
+    (5, 'TU013', false, a.lacking),
+    (6, 'TU024', false, a.too_soon),
+    -- Without a start of its own the consumer would skip events that were routed to it.
+    (7, 'TU014', false, a.promotes and stage <> 'shadow' and not has_since),
+    -- Calls and events of a key would meet at an endpoint that can't tell their order; or the endpoint may be gone.
+    (8, 'TU021', false, owed > 0 and (stage = 'done' or (stage = 'event' and a.drains))),
+    (9, 'TU016', true, a.promotes and undeclared > 0),
+    (10, 'TU015', true, (a.promotes or (stage = 'rpc' and a.drains)) and verdict is null),
+    (11, 'TU020', true, (a.promotes or (stage = 'rpc' and a.drains)) and verdict <> 'ready')
+  ) as p (place, code, forceable, stands)
+  where p.stands
+    -- Of a change that can't be, nothing else is of interest.
+    and (turnout.stage_rank(stage) is not null or p.place = 1)
+    and (current_stage <> 'done' or p.place <= 2)
+    and (not (a.lacking or a.too_soon) or p.place <= 6)
+  order by p.place
+$$;
+
+-- Ends the making of calls: deletes the rows that every owed call refers to. Who has stamped a call in a transaction that is still open
+-- holds a lock on one of them and is waited for; who would stamp one meanwhile waits here, finds no row, and has to run its transaction
+-- again, in which it reads the new stage: not even an old snapshot can stamp a call any more. The calls of those that have just
+-- committed are given the rest of the time. All of it takes three seconds at most: publishers that stamp calls wait that long.
+create function turnout.close_calls(source text, name text)
+returns void
+language plpgsql set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  deadline timestamptz := clock_timestamp() + interval '3 seconds';
+  before text := current_setting('lock_timeout');
+  stripe smallint;
+  owed bigint;
+  oldest text;
+begin
+  -- With a snapshot of before the wait, calls that were committed meanwhile would not be seen.
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'This stage change is made in a transaction that is read committed, not %.', current_setting('transaction_isolation')
+      using errcode = 'invalid_transaction_state';
+  end if;
+  begin
+    for stripe in
+      select o.stripe from turnout.rpc_open o where o.source = close_calls.source and o.switchover = close_calls.name order by o.stripe
+    loop
+      perform set_config('lock_timeout', greatest(1, (extract(epoch from deadline - clock_timestamp()) * 1000)::integer) || 'ms', true);
+      perform from turnout.rpc_open o
+        where o.source = close_calls.source and o.switchover = close_calls.name and o.stripe = close_calls.stripe for update;
+    end loop;
+  exception when lock_not_available then
+    raise exception 'Transactions that publish calls of switchover % are still open.', close_calls.name
+      using errcode = 'TU023', detail = json_build_object('switchover', close_calls.name)::text;
+  end;
+  perform set_config('lock_timeout', before, true);
+  loop
+    select count(*), min(d.effect_key) into owed, oldest
+      from turnout.rpc_delivery d where d.source = close_calls.source and d.switchover = close_calls.name;
+    exit when owed = 0;
+    if clock_timestamp() >= deadline then
+      raise exception 'Switchover % owes % calls.', close_calls.name, owed
+        using errcode = 'TU021', detail = json_build_object('switchover', close_calls.name, 'owed', owed, 'effectKey', oldest)::text;
+    end if;
+    perform pg_sleep(0.01);
+  end loop;
+  delete from turnout.rpc_open o where o.source = close_calls.source and o.switchover = close_calls.name;
+end
+$$;
+
+-- Makes a stage change, by whomever; returns the epoch. If several things stand against it, the error is that of the first, its message
+-- tells all of them, and its detail lists them under "problems".
+create function turnout.change_stage(source text, name text, stage text, reason text, percent numeric, force boolean,
+                                     automatic boolean, detail jsonb)
+returns bigint
+language plpgsql set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  current turnout.switchover;
+  -- As the column keeps it: 0.001 is 0.
+  share numeric(5, 2);
+  promotes boolean;
+  undeclared record;
+  latest turnout.switchover_check;
+  owed bigint := 0;
+  problem record;
+  told jsonb := '[]';
+  forced text[] := '{}';
+begin
+  select * into current from turnout.switchover s
+    where s.source = change_stage.source and s.name = change_stage.name for no key update;
+  if not found then
+    raise exception 'Switchover % does not exist in source %.', change_stage.name, change_stage.source
+      using errcode = 'TU002', detail = json_build_object('switchover', change_stage.name, 'source', change_stage.source)::text;
+  end if;
+  share := case when change_stage.percent between -999 and 999 then change_stage.percent end;
+  if change_stage.stage = current.stage and (current.stage <> 'ramp' or share = current.percent) then
+    return current.epoch;
+  end if;
+
+  promotes := coalesce(turnout.stage_rank(change_stage.stage) > turnout.stage_rank(current.stage), false)
+    or (change_stage.stage = 'ramp' and current.stage = 'ramp' and share > current.percent);
+  if automatic and promotes then
+    raise exception 'An automatic change only goes back, and % comes after %.', change_stage.stage, current.stage
+      using errcode = 'TU024', detail = json_build_object('switchover', current.name, 'from', current.stage, 'to', change_stage.stage)::text;
+  end if;
+  select 0::bigint as events, null::timestamptz as newest into undeclared;
+  if promotes then
+    select u.events, u.newest into undeclared from turnout.undeclared_publishers(current.source, current.name) u;
+  end if;
+  select * into latest from turnout.switchover_check c
+    where c.source = current.source and c.switchover = current.name and c.for_stage = change_stage.stage
+    order by c.id desc limit 1;
+  if latest.epoch <> current.epoch or latest.at < clock_timestamp() - interval '10 minutes' then
+    latest := null;
+  end if;
+  if change_stage.stage = 'done' or current.endpoint = 'bridged' then
+    select count(*) into owed from turnout.rpc_delivery d where d.source = current.source and d.switchover = current.name;
+  end if;
+
+  for problem in
+    select p.code, p.forceable
+    from turnout.stage_problems(current.stage, current.percent, current.endpoint, current.ordering, current.since is not null,
+                                change_stage.stage, share, change_stage.reason, undeclared.events, latest.verdict, owed) p
+    order by p.place
+  loop
+    if problem.forceable and force then
+      forced := forced || problem.code;
+    else
+      told := told || turnout.stage_problem(problem.code, current, change_stage.stage, change_stage.percent,
+        jsonb_build_object('events', undeclared.events, 'newest', undeclared.newest, 'verdict', latest.verdict,
+                           'findings', latest.findings, 'owed', owed));
+    end if;
+  end loop;
+  -- Calls that are owed now may be answered in a moment, so nothing is refused for them alone before they were waited for.
+  if jsonb_array_length(told) > 0 and not (jsonb_array_length(told) = 1 and told -> 0 ->> 'sqlState' = 'TU021') then
+    raise exception '%', (select string_agg(t ->> 'message', ' ' order by n) from jsonb_array_elements(told) with ordinality as x (t, n))
+      using errcode = told -> 0 ->> 'sqlState',
+            detail = ((told -> 0 -> 'details') || jsonb_build_object('problems', told))::text;
+  end if;
+
+  if change_stage.stage = 'done'
+     or (change_stage.stage = 'event' and current.endpoint = 'bridged' and current.ordering = 'key') then
+    perform turnout.close_calls(current.source, current.name);
+  elsif change_stage.stage = 'rpc' then
+    -- Only where they were deleted on the way here.
+    insert into turnout.rpc_open (source, switchover, stripe)
+      select current.source, current.name, n from generate_series(0, 15) n on conflict do nothing;
+  end if;
+  update turnout.switchover s
+    set stage = change_stage.stage, percent = coalesce(share, 0), epoch = s.epoch + 1
+    where s.source = current.source and s.name = current.name;
+  insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, forced, automatic, detail)
+    values (current.source, current.name, current.epoch + 1, current.stage, change_stage.stage, coalesce(share, 0), change_stage.reason,
+            cardinality(forced) > 0, automatic,
+            nullif(coalesce(change_stage.detail, '{}')
+                     || case when cardinality(forced) > 0 then jsonb_build_object('forced', forced) else '{}' end, '{}'));
+  return current.epoch + 1;
+end
+$$;
+
+-- One thing that stands against a change, in words: {"sqlState", "message", "details"}.
+create function turnout.stage_problem(code text, current turnout.switchover, stage text, percent numeric, facts jsonb)
+returns jsonb
+language sql stable set search_path = pg_catalog, turnout, pg_temp
+as $$
+  select jsonb_build_object('sqlState', code, 'message', t.message,
+                            'details', jsonb_build_object('switchover', current.name) || t.details)
+  from (select case code
+    when 'TU011' then format('There is no stage %s.', coalesce(stage, 'null'))
+    when 'TU017' then format('Switchover %s is done.', current.name)
+    when 'TU012' then 'A stage change needs a reason.'
+    when 'TU022' then case when stage = 'ramp'
+      then format('Stage ramp needs a percentage above 0 and up to 100, to two places, not %s.', coalesce(percent::text, 'none'))
+      else format('A percentage goes with stage ramp, not with %s.', stage) end
+    when 'TU013' then format('Switchover %s has a bridged endpoint, for which there is no stage %s.', current.name, stage)
+    when 'TU024' then format('Stage done comes after event, and switchover %s is in stage %s.', current.name, current.stage)
+    when 'TU014' then format('Consumer %s has not recorded where it started.', current.consumer)
+    when 'TU021' then format('Switchover %s owes %s calls.', current.name, facts ->> 'owed')
+    when 'TU016' then format('Events of switchover %s are still published by code that does not declare it: %s in the last 5 minutes, the newest at %s.',
+                             current.name, facts ->> 'events', facts ->> 'newest')
+    when 'TU015' then format('Switchover %s has no check of the last ten minutes for stage %s.', current.name, stage)
+    when 'TU020' then format('The newest check of switchover %s for stage %s says %s.', current.name, stage, facts ->> 'verdict')
+  end as message, case code
+    when 'TU011' then jsonb_build_object('stage', stage)
+    when 'TU022' then jsonb_build_object('stage', stage, 'percent', percent)
+    when 'TU013' then jsonb_build_object('stage', stage)
+    when 'TU024' then jsonb_build_object('from', current.stage, 'to', stage)
+    when 'TU014' then jsonb_build_object('consumer', current.consumer)
+    when 'TU021' then jsonb_build_object('owed', facts -> 'owed')
+    when 'TU016' then jsonb_build_object('events', facts -> 'events', 'newest', facts -> 'newest')
+    when 'TU015' then jsonb_build_object('stage', stage)
+    when 'TU020' then jsonb_build_object('stage', stage, 'verdict', facts -> 'verdict', 'findings', facts -> 'findings')
+    else '{}'::jsonb
+  end as details) t
+$$;
+
+-- Changes the stage with the next transaction; returns the new epoch, or the one there is if nothing changes.
+create or replace function turnout.set_stage(source text, name text, stage text, reason text, percent numeric default 0, force boolean default false)
+returns bigint
+language sql volatile security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+  select turnout.change_stage(set_stage.source, set_stage.name, set_stage.stage, set_stage.reason, set_stage.percent,
+                              coalesce(set_stage.force, false), false, null)
+$$;
+
+-- What a guardrail does: goes back to an earlier stage (in ramp: to a lower percentage), never on, with its grounds.
+create function turnout.step_back(source text, name text, stage text, reason text, detail jsonb default null, percent numeric default 0)
+returns bigint
+language sql volatile security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+  select turnout.change_stage(step_back.source, step_back.name, step_back.stage, step_back.reason, step_back.percent,
+                              false, true, step_back.detail)
+$$;
+
+revoke all on turnout.switchover_check from public;
+revoke all on all functions in schema turnout from public;

@@ -1,0 +1,34 @@
+-- Rights for what came after 000001, in the same manner: optional, safe to run again and again, grants only what is installed here.
+
+do $$
+declare
+  wish record;
+  routine regprocedure;
+begin
+  for wish in
+    select w.role, w.rights, w.name
+    from (values
+      ('turnout_relay', 'select', 'switchover_check')
+    ) as w (role, rights, name)
+    where pg_catalog.to_regclass('turnout.' || w.name) is not null
+  loop
+    execute pg_catalog.format('grant %s on turnout.%I to %I', wish.rights, wish.name, wish.role);
+  end loop;
+
+  for wish in
+    select w.role, w.name
+    from (values
+      ('turnout_operator', 'record_check'),
+      ('turnout_relay', 'record_check'),
+      ('turnout_relay', 'step_back')
+    ) as w (role, name)
+  loop
+    for routine in
+      select p.oid::regprocedure from pg_catalog.pg_proc p
+      where p.pronamespace = 'turnout'::regnamespace and p.proname = wish.name
+    loop
+      execute pg_catalog.format('grant execute on function %s to %I', routine, wish.role);
+    end loop;
+  end loop;
+end
+$$;
