@@ -38,7 +38,13 @@ const packagesOfLayer = { cli: ['commander', 'tsx'] };
 
 /** An adapter imports the library it is named after. Here are those for which that is not the package's name.
  * @type {Record<string, readonly string[]>} */
-const packagesOfAdapter = { fetch: [] };
+const packagesOfAdapter = {
+  fetch: [],
+  grpc: ['@grpc/grpc-js'],
+  connect: ['@connectrpc/connect', '@bufbuild/protobuf'],
+  trpc: ['@trpc/server', '@trpc/client'],
+  nestjs: ['@nestjs/common', '@nestjs/core', 'rxjs'],
+};
 
 /**
  * Why the file must not import that, or undefined if it may.
