@@ -77,13 +77,14 @@ export type {
 } from './relay/index.ts';
 
 // Consumers
-export { defineConsumer, drainHeld, runConsumer } from './consumer/index.ts';
+export { defineConsumer, drainHeld, endedAs, runConsumer } from './consumer/index.ts';
 export type {
   Batch,
   ConsumerDefinition,
   ConsumerOptions,
   DetachedContext,
   DetachedOptions,
+  EndedEffect,
   HandlerContext,
   Membership,
   PartitionBounds,

@@ -60,6 +60,11 @@ export interface DetachedOptions extends CommonOptions {
   readonly handlers: readonly Reaction<DetachedContext>[];
   /** After how long an intent without an outcome is taken to be left by a crash. Default 60,000 ms. */
   readonly leaseMs?: number;
+  /**
+   * What key numbers of an ordered switchover are for. `'gate'` (default): calls and events meet in this consumer's inbox, and
+   * the numbers order both. `'ignored'`: calls pass it by (it is a bridge); its own events are in order by their partition.
+   */
+  readonly keyNumbers?: 'gate' | 'ignored';
 }
 
 export type ConsumerOptions<Tx> = TransactionOptions<Tx> | DetachedOptions;
@@ -78,6 +83,7 @@ export interface ConsumerDefinition<Tx = unknown> {
   readonly retentionMs: number;
   readonly graceMs: number;
   readonly leaseMs: number;
+  readonly keyNumbers: 'gate' | 'ignored';
 }
 
 /**
@@ -89,7 +95,8 @@ export interface ConsumerDefinition<Tx = unknown> {
  * Handlers that can't take part in a transaction (they call another service, or keep their effects elsewhere) are
  * `mode: 'detached'`: an intent is committed before the handler runs and its outcome after. That is at least once: after a
  * crash in between the effect is uncertain, tried again, and reported (an alarm `uncertain`). Hand `effectKey` on as an
- * idempotency key.
+ * idempotency key. A handler that was refused for good returns `endedAs({ outcome: 'rejected' })`; one that throws
+ * TURNOUT_ENDPOINT_UNAVAILABLE is tried again until it gets through, whatever `retry` says.
  *
  * @example
  * export const loyalty = defineConsumer(pgDatabase(pool), {
@@ -142,7 +149,8 @@ export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOpti
     throw invalid('retry', `Consumer ${name} can't have the retry policy ${JSON.stringify(retry)}.`);
   }
   const { retentionMs = defaultRetentionMs, graceMs = 10_000 } = options;
-  const leaseMs = (options.mode === 'detached' ? options.leaseMs : undefined) ?? defaultLeaseMs;
+  const detached: Partial<DetachedOptions> = options.mode === 'detached' ? options : {};
+  const { leaseMs = defaultLeaseMs, keyNumbers = 'gate' } = detached;
   return Object.freeze({
     name,
     database,
@@ -156,6 +164,7 @@ export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOpti
     retentionMs,
     graceMs,
     leaseMs,
+    keyNumbers,
   });
 }
 

@@ -133,7 +133,7 @@ async function tryHeld(runtime: Runtime, held: Held, late: AbortSignal): Promise
         // It was new when it was held, and a held event never expires.
         retentionMs: foreverMs,
         ownIntent: false,
-        hasRun: false,
+        ended: undefined,
       },
       unbound,
     );

@@ -18,6 +18,8 @@ export type {
   HandlerContext,
   TransactionOptions,
 } from './define-consumer.ts';
+export { endedAs } from './detached-effect.ts';
+export type { EndedEffect } from './detached-effect.ts';
 export { drainHeld } from './drain.ts';
 export { runConsumer } from './run-consumer.ts';
 export type { RunConsumerOptions } from './run-consumer.ts';

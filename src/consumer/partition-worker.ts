@@ -3,7 +3,7 @@
 import type { Queryable } from '../database/index.ts';
 import { TurnoutError, isTurnoutError } from '../errors/index.ts';
 import type { Envelope, Stamp, Turn } from '../event/index.ts';
-import type { Arrival } from '../inbox/index.ts';
+import type { Arrival, Effect } from '../inbox/index.ts';
 import { retryDelayMs } from '../lifecycle/index.ts';
 import { afterFailure, countSequence, foreverMs, planFor } from './decide.ts';
 import type { Failures, Plan } from './decide.ts';
@@ -118,16 +118,19 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
         plan: before ? { kind: 'observe', why: 'before-since' } : { kind: 'malformed', error: read.error },
       };
     }
+    // Without its number: this consumer has not seen what went by call, and would wait for that for ever.
+    const stamp =
+      read.stamp !== undefined && definition.keyNumbers === 'ignored' ? { ...read.stamp, turn: undefined } : read.stamp;
     const plan = planFor({
       offset: message.offset,
       since: owned.since,
       finding,
-      stamp: read.stamp,
+      stamp,
       inSwitchover: table.isInSwitchover(read.envelope.type),
       handler: table.standing(read.envelope.type, read.envelope.version),
       refused: read.envelope.refused,
     });
-    return { ...step, stamp: read.stamp, plan };
+    return { ...step, stamp, plan };
   }
 
   /** Runs one attempt and says what to wait for, if it failed. Rejects to halt. */
@@ -187,7 +190,7 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
       );
       logger.warn(
         kind === 'outage'
-          ? 'The database does not answer; the event waits.'
+          ? 'The database, or what the handler calls, does not answer; the event waits.'
           : 'An attempt failed; the event is tried again.',
         {
           ...fields,
@@ -238,7 +241,7 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
       }
     }
     // Numbered events are judged by their gate.
-    let isNew = plan.sequence === 'new' && !plan.stamped;
+    let isNew = plan.sequence === 'new' && (!plan.stamped || definition.keyNumbers === 'ignored');
     if (plan.sequence === 'passed' && plan.turn === undefined) {
       if (await isAccepted(database, name, step.effectKey)) isNew = true;
       else if (!(await isKnown(database, name, step.effectKey, envelope!.time))) return unknownRepeat(step);
@@ -266,12 +269,12 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
         attempt: failures.handler + failures.conflict + 1,
         // A new sequence number is proof that it is no repeat, however old it is. A call may have brought a stamped one before.
         retentionMs: isNew ? foreverMs : definition.retentionMs,
-        ownIntent: trying.ran !== 'no' || trying.isMine,
-        hasRun: trying.ran === 'done',
+        ownIntent: trying.ended !== undefined || trying.isMine,
+        ended: trying.ended,
       },
       surroundings(step, plan.turn),
-      () => {
-        trying.ran = 'done';
+      (ended) => {
+        trying.ended = ended;
       },
     );
     if (performed === 'busy') {
@@ -459,13 +462,13 @@ class Halt extends Error {
 interface Trying {
   readonly offset: bigint;
   readonly failures: { -readonly [Kind in keyof Failures]: Failures[Kind] };
-  /** Whether a detached handler has come to its end, and only the outcome is missing. */
-  ran: 'no' | 'done';
+  /** What became of a detached handler, if only its outcome is still to be written. */
+  ended: Effect | undefined;
   /** Whether this owner has seen an attempt fail: then an intent without an outcome is its own. */
   isMine: boolean;
   busy: number;
 }
 
 function attemptsAt(offset: bigint): Trying {
-  return { offset, failures: { handler: 0, conflict: 0, outage: 0 }, ran: 'no', isMine: false, busy: 0 };
+  return { offset, failures: { handler: 0, conflict: 0, outage: 0 }, ended: undefined, isMine: false, busy: 0 };
 }

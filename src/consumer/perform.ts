@@ -2,10 +2,11 @@ import { TurnoutError, isTurnoutError } from '../errors/index.ts';
 import type { Database, Queryable } from '../database/index.ts';
 import type { AnyEventDefinition, Envelope, Reaction, Turn, TurnoutEvent } from '../event/index.ts';
 import { apply, ensureInboxPartition, hold, intend, noteFailed, settle } from '../inbox/index.ts';
-import type { Arrival, HeldMessage, HoldReason, Verdict } from '../inbox/index.ts';
+import type { Arrival, Effect, HeldMessage, HoldReason, Verdict } from '../inbox/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
 import type { FailureKind } from './decide.ts';
 import type { ConsumerDefinition, DetachedContext } from './define-consumer.ts';
+import { effectOf } from './detached-effect.ts';
 import { raiseAlarm } from './position-store.ts';
 import type { Standing } from './position-store.ts';
 import { isOrdered } from './read-event.ts';
@@ -34,8 +35,8 @@ export interface Performance {
   readonly retentionMs: number;
   /** Whether an intent without an outcome can only be this process's own, of an attempt that failed. */
   readonly ownIntent: boolean;
-  /** Whether the handler has run already, and only its outcome could not be written. Detached only. */
-  readonly hasRun: boolean;
+  /** What became of the handler, if it has run already and only its outcome could not be written. Detached only. */
+  readonly ended: Effect | undefined;
 }
 
 /** What surrounds an effect: the fence and position of a partition, or nothing for an event that was held. */
@@ -68,7 +69,7 @@ export async function perform(
   runtime: Runtime,
   performance: Performance,
   around: Surroundings,
-  onRun?: () => void,
+  onRun?: (ended: Effect) => void,
 ): Promise<Performed> {
   const { definition } = runtime;
   await ensureInboxPartition(definition.database, performance.envelope.time);
@@ -120,13 +121,13 @@ async function performDetached(
   { definition, logger }: Runtime,
   performance: Performance,
   around: Surroundings,
-  onRun?: () => void,
+  onRun?: (ended: Effect) => void,
 ): Promise<Performed> {
   const { database, name, leaseMs } = definition;
   const arrival = arrivalOf(name, performance);
   const { signal, effectKey, retentionMs, ownIntent } = performance;
-  let { attempt } = performance;
-  if (!performance.hasRun) {
+  let { attempt, ended } = performance;
+  if (ended === undefined) {
     const begun = await database.transaction(async (tx) => {
       const queryable = database.within(tx);
       const standing = await around.check(queryable);
@@ -154,15 +155,15 @@ async function performDetached(
       });
     }
     try {
-      await react(performance, { signal, attempt, effectKey });
+      ended = effectOf(await react(performance, { signal, attempt, effectKey }));
     } catch (error) {
       // If it can't be noted, the lease decides.
       await database.transaction((tx) => noteFailed(database.within(tx), arrival, attempt)).catch(() => undefined);
       throw error;
     }
-    onRun?.();
+    onRun?.(ended);
   }
-  const outcome = { outcome: 'applied' } as const;
+  const outcome = ended;
   try {
     return await database.transaction(async (tx) => {
       const queryable = database.within(tx);
@@ -178,9 +179,9 @@ async function performDetached(
   }
 }
 
-async function react({ reaction, event }: Performance, context: DetachedContext): Promise<void> {
+async function react({ reaction, event }: Performance, context: DetachedContext): Promise<unknown> {
   try {
-    await reaction.react(event, context as never);
+    return await reaction.react(event, context as never);
   } catch (error) {
     throw new HandlerThrew('A handler threw.', { cause: error });
   }
@@ -277,6 +278,8 @@ export async function classify(database: Database, error: unknown): Promise<Fail
   const threw = error instanceof HandlerThrew;
   const reason = threw ? error.cause : error;
   if (isConflict(reason)) return 'conflict';
+  // What the handler calls is away: that says nothing of the event either.
+  if (isTurnoutError(reason, 'TURNOUT_ENDPOINT_UNAVAILABLE')) return 'outage';
   if (!threw && outages.some((code) => isTurnoutError(reason, code))) return 'outage';
   try {
     await database.query('select 1');
