@@ -19,7 +19,16 @@ export type {
 
 // Publishing
 export { createTurnout, occurrence } from './turnout.ts';
-export type { EventOptions, Occurrence, Published, Reply, Turnout, TurnoutOptions } from './turnout.ts';
+export type {
+  EventOptions,
+  EventReply,
+  Occurrence,
+  Published,
+  Reply,
+  RpcReply,
+  Turnout,
+  TurnoutOptions,
+} from './turnout.ts';
 export { mayBeRepeated, registerEvents } from './outbox/index.ts';
 export type { PublishedStamp } from './outbox/index.ts';
 
@@ -47,6 +56,17 @@ export type {
   StageChange,
   SwitchoverDefinition,
   SwitchoverStatus,
+} from './switchover/index.ts';
+
+// Replies
+export { acceptedAnswer, answerReplyStatus, replyConsumer, replyTo } from './switchover/index.ts';
+export type {
+  KeptReply,
+  MaybeReply,
+  PendingReply,
+  PlainAnswer,
+  ReplyStatus,
+  ReplyStatusOptions,
 } from './switchover/index.ts';
 
 // Databases

@@ -1,31 +1,55 @@
 import type { Database, Queryable } from './database/index.ts';
 import { TurnoutError } from './errors/index.ts';
-import type { AnyEventDefinition, EventDefinition, TurnoutEvent } from './event/index.ts';
+import type { AnyEventDefinition, EventData, EventDefinition, TurnoutEvent } from './event/index.ts';
 import { isName } from './event/index.ts';
 import { silentLogger, sleep } from './lifecycle/index.ts';
 import type { Logger } from './lifecycle/index.ts';
 import { lockKeys, publishEvents, runTransaction } from './outbox/index.ts';
 import type { PublishedEvent, PublishedStamp } from './outbox/index.ts';
-import { callQueue, defaultCallRetry } from './switchover/index.ts';
+import { awaitReplies, callQueue, defaultCallRetry, readReplies, replyWaiter, statusOf } from './switchover/index.ts';
 import type {
   AnsweredOutcome,
   CallQueue,
   CallRetryPolicy,
   Delivered,
+  KnownReply,
+  MaybeReply,
+  ReplyStatus,
+  ReplyWaiter,
   RpcAnswer,
   SwitchoverDefinition,
 } from './switchover/index.ts';
 
-/** What came of the call that an event owed to a consumer. */
-export type Reply =
+/** What came of an event at one consumer. `route` says which way the answer came. */
+export type Reply<Replied extends MaybeReply = undefined> = RpcReply | EventReply<Replied>;
+
+/** What came of a call. */
+export type RpcReply =
   /** The consumer has it; `outcome` is its own word, `reply` what the old endpoint answered. */
   | { readonly route: 'rpc'; readonly status: 'done'; readonly outcome: AnsweredOutcome; readonly reply: RpcAnswer }
   /** The old endpoint refused it for good. */
   | { readonly route: 'rpc'; readonly status: 'rejected'; readonly outcome: AnsweredOutcome; readonly reply: RpcAnswer }
   /** No answer yet; the call is kept and will be made again. */
-  | { readonly route: 'rpc'; readonly status: 'pending'; readonly why: string }
-  /** It goes as an event: nobody was called, and nobody answers. */
-  | { readonly route: 'event' };
+  | {
+      readonly route: 'rpc';
+      readonly status: 'pending';
+      readonly why: string;
+      readonly effectKey: string;
+      readonly statusUrl?: string;
+    };
+
+/** What came of an event that goes by Kafka: nobody answers, unless the switchover names the event that does. */
+export type EventReply<Replied extends MaybeReply> = Replied extends AnyEventDefinition
+  ?
+      | { readonly route: 'event'; readonly status: 'done'; readonly reply: EventData<Replied> }
+      /** No reply event within the time given. It may still come: see {@link Turnout.replyStatus}. */
+      | {
+          readonly route: 'event';
+          readonly status: 'pending';
+          readonly effectKey: string;
+          readonly statusUrl?: string;
+        }
+  : { readonly route: 'event' };
 
 /** An event that was published in a transaction, and the calls it owes. */
 export interface Published {
@@ -36,12 +60,16 @@ export interface Published {
   readonly time: Date;
   readonly stamps: readonly PublishedStamp[];
   /**
-   * What came of the call to a switchover's consumer; to be awaited after the commit. The call is made whether or not
-   * anyone asks. `timeoutMs` bounds the wait only (default: the switchover's, and a second); then `pending`.
+   * What came of it at a switchover's consumer; to be awaited after the commit. The call is made, or the event sent, whether
+   * or not anyone asks, and asking again does nothing again. `timeoutMs` bounds the wait only (default: the switchover's, and a
+   * second); then `pending`. With a `reply` event in the switchover, one that comes in that time resolves it on either route.
    * Throws TURNOUT_SWITCHOVER_UNKNOWN if the event carries no route of the switchover, TURNOUT_TRANSACTION_ABORTED if
    * the transaction was rolled back.
    */
-  reply(switchover: SwitchoverDefinition, options?: { readonly timeoutMs?: number }): Promise<Reply>;
+  reply<Replied extends MaybeReply>(
+    switchover: SwitchoverDefinition<Replied>,
+    options?: { readonly timeoutMs?: number },
+  ): Promise<Reply<Replied>>;
 }
 
 export interface EventOptions {
@@ -101,7 +129,16 @@ export interface Turnout<Tx, Open = Tx> {
    * left to the sweeper; never rejects for a call. Does nothing for events that are not there (rolled back) or already delivered.
    */
   deliver(published: Published | readonly Published[]): Promise<void>;
-  /** Resolves when the calls in flight are over; the sweeper makes those that were not begun. */
+  /**
+   * What is known of the reply to an effect (`<consumer>.<event id>`), whichever process published its event: for switchovers
+   * with a `reply`. Waits for nothing. What is older than replies are kept is `unknown`.
+   *
+   * @example
+   * const known = await turnout.replyStatus(`email.${orderId}`);
+   * if (known.status === 'pending') return acceptedAnswer({ ...known, effectKey });
+   */
+  replyStatus(effectKey: string): Promise<ReplyStatus>;
+  /** Resolves when the calls in flight are over; the sweeper makes those that were not begun. Whoever waits for a reply gets `pending`. */
   close(): Promise<void>;
 }
 
@@ -133,6 +170,8 @@ export interface TurnoutOptions<Tx, Open = Tx> {
   readonly maxWaiting?: number;
   /** When calls that were not answered are due again; default from 1 s up to 60 s. */
   readonly retry?: CallRetryPolicy;
+  /** Where a reply can be asked for later, for {@link acceptedAnswer}: see `answerReplyStatus`. */
+  readonly replyStatusUrl?: (effectKey: string) => string;
 }
 
 /**
@@ -154,6 +193,8 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
   const byName = new Map(switchovers.map((switchover) => [switchover.name, switchover]));
   const ownOf = new WeakMap<Published, Own>();
   const startLater = starter(database, logger);
+  const waiter = replyWaiter({ database, logger });
+  const asking: Asking = { waiter, statusUrl: options.replyStatusUrl };
 
   async function publishAll(tx: Open, occurrences: readonly Occurrence[]): Promise<Published[]> {
     const requests = occurrences.map(({ event, data, id, headers }) => ({
@@ -162,14 +203,13 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
       ...(id === undefined ? {} : { id }),
       ...(headers === undefined ? {} : { headers: { ...headers } }),
     }));
-    const events = await publishEvents(
-      database.within(tx),
-      { source, switchovers, deliver: switchovers.length > 0 },
-      requests,
-    );
+    const queryable = database.within(tx);
+    const events = await publishEvents(queryable, { source, switchovers, deliver: switchovers.length > 0 }, requests);
+    const awaited = events.flatMap(({ stamps }) => stamps.filter((stamp) => repliesOf(byName, stamp)));
+    if (awaited.length > 0) await awaitReplies(queryable, awaited);
     const all = events.map((event) => {
       const own = ownCalls(event, source, byName, queue);
-      const published = publishedOf(event, own);
+      const published = publishedOf(event, own, asking);
       ownOf.set(published, own);
       return { published, own };
     });
@@ -194,11 +234,20 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
       const owed = await owedOf(database, owns, logger);
       await Promise.all([...(owed ?? [])].map((own) => own.start()));
     },
+    async replyStatus(effectKey) {
+      return statusOf((await readReplies(database, [effectKey]))[0]);
+    },
     async close() {
+      waiter.close();
       await startLater.idle();
       await queue.close();
     },
   };
+}
+
+/** Whether somebody may wait for a reply event to this effect. */
+function repliesOf(byName: ReadonlyMap<string, SwitchoverDefinition>, { switchover }: PublishedStamp): boolean {
+  return byName.get(switchover)?.reply !== undefined;
 }
 
 /** The calls of one published event, from its transaction to their answers. */
@@ -211,6 +260,8 @@ interface Own {
   discard(): void;
   /** By switchover. */
   readonly answers: ReadonlyMap<string, Promise<Delivered>>;
+  /** Rejects when the transaction was rolled back; never resolves. */
+  readonly discarded: Promise<never>;
 }
 
 function ownCalls(
@@ -230,13 +281,16 @@ function ownCalls(
       return { stamp, switchover: byName.get(stamp.switchover)!, answer };
     });
   let started: Promise<void> | undefined;
+  const discarded = deferred<never>();
+  discarded.promise.catch(() => undefined);
   return {
+    discarded: discarded.promise,
     effectKeys: calls.map(({ stamp }) => stamp.effectKey),
     answers: new Map(calls.map(({ stamp, answer }) => [stamp.switchover, answer.promise])),
     start() {
       started ??= Promise.all(
         calls.map(async ({ stamp, switchover, answer }) => {
-          answer.resolve(await queue.add({ switchover, event, turn: stamp.turn, attempt: 1 }));
+          answer.resolve(await queue.add({ switchover, event, turn: stamp.turn, shadow: stamp.shadow, attempt: 1 }));
         }),
       ).then(() => undefined);
       return started;
@@ -250,18 +304,28 @@ function ownCalls(
         `The transaction that published event ${id} was rolled back.`,
       );
       for (const { answer } of calls) answer.reject(error);
+      discarded.reject(error);
     },
   };
 }
 
-function publishedOf({ id, seq, key, time, stamps, type }: PublishedEvent, own: Own): Published {
+/** What it takes to ask for replies. */
+interface Asking {
+  readonly waiter: ReplyWaiter;
+  readonly statusUrl: ((effectKey: string) => string) | undefined;
+}
+
+function publishedOf({ id, seq, key, time, stamps, type }: PublishedEvent, own: Own, asking: Asking): Published {
   return {
     id,
     seq,
     key,
     time,
     stamps,
-    async reply(switchover, options = {}) {
+    async reply<Replied extends MaybeReply>(
+      switchover: SwitchoverDefinition<Replied>,
+      options: { readonly timeoutMs?: number } = {},
+    ) {
       const stamp = stamps.find((each) => each.switchover === switchover.name);
       if (stamp === undefined) {
         throw new TurnoutError(
@@ -272,25 +336,72 @@ function publishedOf({ id, seq, key, time, stamps, type }: PublishedEvent, own: 
           },
         );
       }
-      if (stamp.route === 'event') return { route: 'event' };
       const { timeoutMs = switchover.timeoutMs + 1_000 } = options;
-      const enough = new AbortController();
-      const delivered = await Promise.race([
-        own.answers.get(switchover.name)!,
-        sleep(timeoutMs, enough.signal).then((): Delivered => ({
-          kind: 'pending',
-          why: `no answer within ${timeoutMs} ms`,
-        })),
-      ]).finally(() => enough.abort());
-      if (delivered.kind === 'pending') return { route: 'rpc', status: 'pending', why: delivered.why };
-      return {
-        route: 'rpc',
-        status: delivered.rejected ? 'rejected' : 'done',
-        outcome: delivered.outcome,
-        reply: delivered.answer,
-      };
+      const reply =
+        stamp.route === 'rpc'
+          ? await rpcReply(own, switchover, stamp, timeoutMs, asking)
+          : await eventReply(own, switchover, stamp, timeoutMs, asking);
+      // What it may be follows from the definition that was given.
+      return reply as Reply<Replied>;
     },
   };
+}
+
+/** The call's answer; where a reply event is defined, also one that came in spite of a call without an answer. */
+async function rpcReply(
+  own: Own,
+  switchover: SwitchoverDefinition,
+  { effectKey }: PublishedStamp,
+  timeoutMs: number,
+  asking: Asking,
+): Promise<Reply<MaybeReply>> {
+  const until = performance.now() + timeoutMs;
+  const enough = new AbortController();
+  const delivered = await Promise.race([
+    own.answers.get(switchover.name)!,
+    sleep(timeoutMs, enough.signal).then((): Delivered => ({
+      kind: 'pending',
+      why: `no answer within ${timeoutMs} ms`,
+    })),
+  ]).finally(() => enough.abort());
+  if (delivered.kind === 'done') {
+    const { outcome, rejected, answer } = delivered;
+    return { route: 'rpc', status: rejected ? 'rejected' : 'done', outcome, reply: answer };
+  }
+  const known =
+    switchover.reply === undefined
+      ? undefined
+      : await asking.waiter.wait(effectKey, Math.max(0, until - performance.now()));
+  return (
+    replyOf(known) ?? { route: 'rpc', status: 'pending', why: delivered.why, effectKey, ...urlOf(effectKey, asking) }
+  );
+}
+
+async function eventReply(
+  own: Own,
+  switchover: SwitchoverDefinition,
+  { effectKey }: PublishedStamp,
+  timeoutMs: number,
+  asking: Asking,
+): Promise<Reply<MaybeReply>> {
+  if (switchover.reply === undefined) return { route: 'event' };
+  const known = await Promise.race([asking.waiter.wait(effectKey, timeoutMs), own.discarded]);
+  return replyOf(known) ?? { route: 'event', status: 'pending', effectKey, ...urlOf(effectKey, asking) };
+}
+
+function urlOf(effectKey: string, { statusUrl }: Asking): { statusUrl?: string } {
+  return statusUrl === undefined ? {} : { statusUrl: statusUrl(effectKey) };
+}
+
+/** What another process, the sweeper or the consumer has left in the database; undefined while there is nothing to hand out. */
+function replyOf(known: KnownReply | undefined): Reply<MaybeReply> | undefined {
+  const status = statusOf(known);
+  if (status.status !== 'done' && status.status !== 'rejected') return undefined;
+  if (status.route === 'event') return { route: 'event', status: 'done', reply: status.reply };
+  const { outcome, reply } = status;
+  if (outcome === undefined) return undefined;
+  // Headers are not kept; a body that was not kept is null.
+  return { route: 'rpc', status: status.status, outcome, reply: { status: 200, body: null, ...reply, headers: {} } };
 }
 
 /** Starts the calls of events whose transactions were committed. */

@@ -18,6 +18,17 @@ begin
   for wish in
     select w.role, w.name
     from (values
+      ('turnout_publisher', 'await_replies'),
+      ('turnout_publisher', 'record_reply'),
+      ('turnout_publisher', 'reply_status'),
+      ('turnout_publisher', 'settle_call'),
+      ('turnout_relay', 'settle_call'),
+      ('turnout_relay', 'delete_old_replies'),
+      ('turnout_consumer', 'begin_call'),
+      ('turnout_consumer', 'begin_event'),
+      ('turnout_consumer', 'next_held'),
+      ('turnout_consumer', 'finish_effect'),
+      ('turnout_consumer', 'park_effect'),
       ('turnout_operator', 'record_check'),
       ('turnout_relay', 'record_check'),
       ('turnout_relay', 'step_back')

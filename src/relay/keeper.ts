@@ -45,6 +45,12 @@ export function outboxKeeper(options: OutboxKeeperOptions): Service {
           [tickRetention],
           signal,
         );
+        await inBatches(
+          database,
+          "select turnout.delete_old_replies($1::double precision * interval '1 millisecond', $2::integer)::text as n",
+          [retentionMs],
+          signal,
+        );
         if (swept.size > 0 && performance.now() - lastDrop >= dropEveryMs) {
           lastDrop = performance.now();
           await database.query('select turnout.drop_empty_outbox_partitions()::text');

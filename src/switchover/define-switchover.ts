@@ -75,7 +75,9 @@ export function defineSwitchover<Replied extends MaybeReply = undefined>(definit
    * 415, 421, 425 and 429, with which the call stays owed. Give the bridge (`defineBridge`) the same.
    */
   isDefinitive?: (status: number) => boolean;
-}): SwitchoverDefinition {
+  /** The event with which the consumer answers (docs/replies.md): whoever waits for `reply()` gets its data after the switch. */
+  reply?: Replied;
+}): SwitchoverDefinition<Replied> {
   const { name, consumer, order, rpc, timeoutMs = 10_000, endpoint = 'wrapped', isDefinitive } = definition;
   if (!isName(name))
     throw invalid(
