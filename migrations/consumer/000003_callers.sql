@@ -4,6 +4,7 @@
 -- Block ranges: outcomes come in the order of their time, so an index of a few pages finds the newest ones, and costs a write next to
 -- nothing. New partitions get it when they are attached.
 create index inbox_finished on turnout.inbox using brin (finished_at) with (pages_per_range = 16, autosummarize = on);
+create index inbox_dead on turnout.inbox (consumer, finished_at) where outcome = 'dead';
 create index held_oldest on turnout.held (consumer, id);
 create index held_parked on turnout.held (consumer, held_at) where reason = 'parked';
 

@@ -31,7 +31,11 @@ begin
       ('turnout_consumer', 'park_effect'),
       ('turnout_operator', 'record_check'),
       ('turnout_relay', 'record_check'),
-      ('turnout_relay', 'step_back')
+      ('turnout_relay', 'step_back'),
+      ('turnout_consumer', 'record_callers'),
+      ('turnout_reader', 'recent_outcomes'),
+      ('turnout_operator', 'recent_outcomes'),
+      ('turnout_operator', 'see_alarms')
     ) as w (role, name)
   loop
     for routine in

@@ -129,13 +129,12 @@ export async function consumerEvidence(
   { withinMs = anHourMs }: EvidenceQuestion = {},
 ): Promise<ConsumerEvidence> {
   const { rows } = await database.query<{ evidence: string }>(evidenceStatement, [consumer, withinMs]);
-  const read = JSON.parse(rows[0]!.evidence) as Omit<ConsumerEvidence, 'dead' | 'skipped' | 'shadow' | 'withinMs'>;
+  const read = JSON.parse(rows[0]!.evidence) as Omit<ConsumerEvidence, 'skipped' | 'shadow' | 'withinMs'>;
   const effects = (outcome: string): number =>
     read.outcomes.filter((each) => each.outcome === outcome).reduce((sum, each) => sum + each.count, 0);
   return {
     ...read,
     withinMs,
-    dead: effects('dead'),
     skipped: effects('skipped'),
   };
 }
@@ -171,6 +170,9 @@ select json_build_object(
   'parkedWithin', (
     select count(*) from (select from turnout.held h
       where h.consumer = $1 and h.reason = 'parked' and h.held_at > (select w.since from window_of w) limit 100000) h),
+  'dead', (
+    select count(*) from (select from turnout.inbox i
+      where i.consumer = $1 and i.outcome = 'dead' and i.finished_at > (select w.since from window_of w) limit 100000) i),
   'alarms', (
     select coalesce(json_agg(json_build_object('kind', a.kind, 'count', a.alarms, 'within', a.within, 'newest', a.newest)
              order by a.kind), '[]')
