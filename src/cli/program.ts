@@ -1,25 +1,18 @@
-import { Command, CommanderError, Option } from 'commander';
+import { CommanderError } from 'commander';
+import type { Command } from 'commander';
 import {
-  consume,
-  migrateDatabases,
-  printMigrations,
-  rebase,
-  run,
-  showHistory,
-  showStatus,
-  showSwitchovers,
-  switchStage,
-  topicsApply,
+  addConsumeCommands,
+  addMigrateCommands,
+  addRelayCommands,
+  addRunCommands,
+  addStatusCommands,
+  addSwitchCommands,
+  addTopicsCommands,
 } from './commands/index.ts';
-import type { TurnoutConfig } from '../config.ts';
-import { loadConfig } from './load-config.ts';
+import { commandTools, rootCommand } from './command-tools.ts';
 import { describeError, errorText, toJson } from './output.ts';
-import type { Io, Report } from './output.ts';
-
-interface CommonOptions {
-  readonly config?: string;
-  readonly json?: boolean;
-}
+import type { Io } from './output.ts';
+import { packageVersion } from './version.ts';
 
 /**
  * Runs `turnout` with the arguments behind its name and resolves with its exit status: 0 done, 1 failed (the code of
@@ -41,15 +34,24 @@ export async function runCli(args: readonly string[], io: Io): Promise<number> {
   }
 }
 
+/** Every command, each group of them by a file of `commands/`. */
 function buildProgram(io: Io): Command {
-  const program = new Command('turnout')
+  const program = rootCommand(io)
     .description('Moves services from synchronous RPC to events, one consumer at a time.')
-    .configureOutput({ writeOut: io.stdout, writeErr: io.stderr })
-    .exitOverride()
-    .showHelpAfterError('(add --help for what is possible)')
-    .addHelpText(
-      'after',
-      `
+    .version(packageVersion(), '-V, --version', 'print the version of Turnout')
+    .addHelpText('after', firstTime);
+  const tools = commandTools(io);
+  addMigrateCommands(program, tools);
+  addTopicsCommands(program, tools);
+  addRunCommands(program, tools);
+  addConsumeCommands(program, tools);
+  addSwitchCommands(program, tools);
+  addRelayCommands(program, tools);
+  addStatusCommands(program, tools);
+  return program;
+}
+
+const firstTime = `
 A first time, in order:
   turnout migrate                      create the tables in the databases of turnout.config.ts
   turnout topics apply --dry-run       what would be created in Kafka and registered in the database
@@ -57,138 +59,9 @@ A first time, in order:
   turnout run                          publish the outbox, make calls again that are owed (a second one stands by)
   turnout switch <name> rpc            create a switchover: from here on no call is lost
   turnout consume <consumer>           in the consuming service
-  turnout switch <name> event --force --reason "…"
-  turnout switch <name> rpc --reason "…"        back again, at once
+  turnout switch <name> shadow --reason "…"                 the event path is looked at, and has no effect
+  turnout switch <name> ramp --percent 1 --reason "…"       1 % of the keys go as events
+  turnout switch <name> event --reason "…"                  all of them
+  turnout switch <name> rpc --reason "…"                    back again, at once
 
-Exit status: 0 done, 1 failed (with a code and what to do; see docs/errors.md), 2 wrong command line.`,
-    );
-
-  // Every command takes these, wherever they stand.
-  const common = (command: Command): Command =>
-    command
-      .addOption(
-        new Option('-c, --config <file>', 'configuration; default: turnout.config.ts (.mts, .js, .mjs) in this folder'),
-      )
-      .addOption(new Option('--json', 'print one JSON object as the last line of standard output'))
-      .exitOverride()
-      .configureOutput({ writeOut: io.stdout, writeErr: io.stderr });
-
-  /** Loads the configuration, runs the command, prints its report, and closes what the configuration opened. */
-  async function withConfig(
-    options: CommonOptions,
-    command: (config: TurnoutConfig) => Promise<Report | undefined>,
-  ): Promise<void> {
-    const config = await loadConfig(io.cwd, options.config);
-    try {
-      print(options, await command(config));
-    } finally {
-      await config.close?.();
-    }
-  }
-
-  function print(options: CommonOptions, report: Report | undefined): void {
-    if (report === undefined) return;
-    io.stdout(options.json === true ? `${toJson({ ok: true, ...report.data })}\n` : `${report.text}\n`);
-  }
-
-  common(program.command('migrate'))
-    .description('apply the migrations that the configured databases lack')
-    .option(
-      '--set <names...>',
-      'only these sets: producer, consumer, roles; default: what the configuration needs (never roles)',
-    )
-    .option('--dry-run', 'say what would be applied, and change nothing')
-    .option(
-      '--print',
-      'print the SQL of the sets named with --set, for psql or another migrator; needs no configuration',
-    )
-    .action(async (options: CommonOptions & { set?: string[]; dryRun?: boolean; print?: boolean }) => {
-      if (options.print === true) print(options, printMigrations(options.set));
-      else
-        await withConfig(options, (config) =>
-          migrateDatabases(config, { sets: options.set, dryRun: options.dryRun === true }),
-        );
-    });
-
-  const topics = program.command('topics').description('Kafka topics and event types of the configured events');
-  common(topics.command('apply'))
-    .description(
-      'create the topics that are missing, check those that exist, and register source, topics and event types in the database',
-    )
-    .option('--dry-run', 'say what would be done, and change nothing')
-    .action((options: CommonOptions & { dryRun?: boolean }) =>
-      withConfig(options, (config) => topicsApply(config, { dryRun: options.dryRun === true })),
-    );
-
-  common(program.command('run'))
-    .description(
-      'publish the outbox to Kafka, make again the calls that are owed, make and empty outbox partitions; until SIGTERM',
-    )
-    .addHelpText('after', '\nRun it twice: one leads, the other stands by and takes over within seconds.')
-    .action((options: CommonOptions) => withConfig(options, (config) => run(config, io)));
-
-  common(program.command('consume'))
-    .argument('<consumer>', 'name of a consumer of the configuration')
-    .description('run one consumer until SIGTERM; several processes of one name share the partitions')
-    .action((consumer: string, options: CommonOptions) =>
-      withConfig(options, (config) => consume(config, consumer, io)),
-    );
-
-  const switching = common(program.command('switch'))
-    .usage('<name> <stage> [options] | status | history <name>')
-    .argument('<name>', 'name of a switchover of the configuration')
-    .argument('<stage>', 'rpc or event; or register, which adds event types to the switchover')
-    .description('set the stage of a switchover; from the next transaction on, events are given the new route')
-    .option('-r, --reason <text>', 'why; the history keeps it (may be left out when the switchover is created)')
-    .option('-f, --force', 'promote without checks that say it is ready')
-    .option('-p, --percent <number>', 'share of keys for stage ramp', Number)
-    .addHelpText(
-      'after',
-      `
-The first \`turnout switch <name> rpc\` creates the switchover: it waits until transactions that began before it are over and
-records where its consumer starts. Run it before code that declares the switchover is deployed. Later it is the way back, and
-one statement: it needs no broker, and no configuration that fits.
-\`turnout switch <name> register\` adds the event types that the configuration's switchover has got since; run it before the
-code that makes their calls through it is deployed. None is ever taken away.
-
-  turnout switch order-confirmation rpc
-  turnout switch order-confirmation event --force --reason "e-mail team is ready, see MAIL-12"
-  turnout switch order-confirmation rpc --reason "template broken"`,
-    )
-    .action(
-      (name: string, stage: string, options: CommonOptions & { reason?: string; force?: boolean; percent?: number }) =>
-        withConfig(options, (config) =>
-          switchStage(
-            config,
-            { name, stage, reason: options.reason, force: options.force === true, percent: options.percent },
-            io,
-          ),
-        ),
-    );
-  common(switching.command('status'))
-    .description('stage, epoch and owed calls of every switchover')
-    .action((_options: unknown, command: Command) =>
-      withConfig(command.optsWithGlobals(), (config) => showSwitchovers(config)),
-    );
-  common(switching.command('history'))
-    .argument('<name>', 'name of a switchover')
-    .description('every stage change of a switchover: when, who, why')
-    .action((name: string, _options: unknown, command: Command) =>
-      withConfig(command.optsWithGlobals(), (config) => showHistory(config, name)),
-    );
-
-  const relay = program.command('relay').description('after a database was put back');
-  common(relay.command('rebase'))
-    .description('give the sources of the database a new generation of numbers, after TURNOUT_DATABASE_REWOUND')
-    .requiredOption('-r, --reason <text>', 'why; turnout.rebase keeps it')
-    .addHelpText('after', '\nStop every relay first. docs/relay.md says what to find out before, and what follows.')
-    .action((options: CommonOptions & { reason: string }) =>
-      withConfig(options, (config) => rebase(config, options.reason)),
-    );
-
-  common(program.command('status'))
-    .description('what is promised for each switchover and consumer as it is configured now, and how the relay stands')
-    .action((options: CommonOptions) => withConfig(options, (config) => showStatus(config)));
-
-  return program;
-}
+Exit status: 0 done, 1 failed (with a code and what to do; see docs/errors.md), 2 wrong command line.`;

@@ -1,7 +1,7 @@
-export { consume } from './consume.ts';
-export { migrateDatabases, printMigrations } from './migrate.ts';
-export { rebase } from './relay.ts';
-export { run } from './run.ts';
-export { showStatus } from './status.ts';
-export { showHistory, showSwitchovers, switchStage } from './switch.ts';
-export { topicsApply } from './topics.ts';
+export { addConsumeCommands } from './consume.ts';
+export { addMigrateCommands } from './migrate.ts';
+export { addRelayCommands } from './relay.ts';
+export { addRunCommands } from './run.ts';
+export { addStatusCommands } from './status.ts';
+export { addSwitchCommands, switchStage } from './switch.ts';
+export { addTopicsCommands } from './topics.ts';

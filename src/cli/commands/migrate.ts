@@ -1,11 +1,35 @@
+import type { Command } from 'commander';
 import { migrate, migrationScript } from '../../database/index.ts';
 import type { Database, MigrationSet } from '../../database/index.ts';
 import { TurnoutError } from '../../errors/index.ts';
 import type { TurnoutConfig } from '../../config.ts';
+import type { CommandTools } from '../command-tools.ts';
 import { table } from '../output.ts';
 import type { Report } from '../output.ts';
 
 const knownSets: readonly MigrationSet[] = ['producer', 'consumer', 'roles'];
+
+export function addMigrateCommands(program: Command, tools: CommandTools): void {
+  program
+    .command('migrate')
+    .description('apply the migrations that the configured databases lack')
+    .option(
+      '--set <names...>',
+      'only these sets: producer, consumer, roles; default: what the configuration needs (never roles)',
+    )
+    .option('--dry-run', 'say what would be applied, and change nothing')
+    .option(
+      '--print',
+      'print the SQL of the sets named with --set, for psql or another migrator; needs no configuration',
+    )
+    .action(async (options: { set?: string[]; dryRun?: boolean; print?: boolean }, command: Command) => {
+      if (options.print === true) tools.print(command, printMigrations(options.set));
+      else
+        await tools.withConfig(command, (config) =>
+          migrateDatabases(config, { sets: options.set, dryRun: options.dryRun === true }),
+        );
+    });
+}
 
 /** The SQL of migration sets, ready for psql. */
 export function printMigrations(names: readonly string[] | undefined): Report {

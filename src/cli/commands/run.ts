@@ -1,11 +1,23 @@
+import type { Command } from 'commander';
 import { together } from '../../lifecycle/index.ts';
 import { createRelay, outboxKeeper } from '../../relay/index.ts';
 import { rpcSweeper } from '../../switchover/index.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
+import type { CommandTools } from '../command-tools.ts';
 import { loggerFor } from '../logger.ts';
 import type { Io } from '../output.ts';
 import { runService } from './run-service.ts';
+
+export function addRunCommands(program: Command, tools: CommandTools): void {
+  program
+    .command('run')
+    .description(
+      'publish the outbox to Kafka, make again the calls that are owed, make and empty outbox partitions; until SIGTERM',
+    )
+    .addHelpText('after', '\nRun it twice: one leads, the other stands by and takes over within seconds.')
+    .action((_options: unknown, command: Command) => tools.withConfig(command, (config) => run(config, tools.io)));
+}
 
 /** Everything that a publishing service needs beside itself, as one process. */
 export async function run(loaded: TurnoutConfig, io: Io): Promise<undefined> {

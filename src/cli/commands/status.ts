@@ -1,8 +1,17 @@
+import type { Command } from 'commander';
 import { switchoverStatus } from '../../switchover/index.ts';
 import { guaranteeOf } from '../guarantee.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
+import type { CommandTools } from '../command-tools.ts';
 import type { Report } from '../output.ts';
+
+export function addStatusCommands(program: Command, tools: CommandTools): void {
+  program
+    .command('status')
+    .description('what is promised for each switchover and consumer as it is configured now, and how the relay stands')
+    .action((_options: unknown, command: Command) => tools.withConfig(command, (config) => showStatus(config)));
+}
 
 /** What is promised for each switchover, and how the relay of this database stands. */
 export async function showStatus(loaded: TurnoutConfig): Promise<Report> {

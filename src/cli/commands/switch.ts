@@ -1,3 +1,4 @@
+import type { Command } from 'commander';
 import { TurnoutError } from '../../errors/index.ts';
 import type { Source } from '../../consumer/index.ts';
 import {
@@ -10,10 +11,61 @@ import {
 import type { Since, SwitchoverDefinition } from '../../switchover/index.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
+import type { CommandTools } from '../command-tools.ts';
 import { loggerFor } from '../logger.ts';
 import { table } from '../output.ts';
 import type { Io, Report } from '../output.ts';
 import { beginSwitchover } from './begin-switchover.ts';
+
+export function addSwitchCommands(program: Command, tools: CommandTools): void {
+  const switching = tools
+    .group(program, 'switch')
+    .usage('<name> <stage> [options] | status | history <name>')
+    .argument('<name>', 'name of a switchover of the configuration')
+    .argument('<stage>', 'rpc or event; or register, which adds event types to the switchover')
+    .description('set the stage of a switchover; from the next transaction on, events are given the new route')
+    .option('-r, --reason <text>', 'why; the history keeps it (may be left out when the switchover is created)')
+    .option('-f, --force', 'promote without checks that say it is ready')
+    .option('-p, --percent <number>', 'share of keys for stage ramp', Number)
+    .addHelpText('after', help)
+    .action(
+      (
+        name: string,
+        stage: string,
+        options: { reason?: string; force?: boolean; percent?: number },
+        command: Command,
+      ) =>
+        tools.withConfig(command, (config) =>
+          switchStage(
+            config,
+            { name, stage, reason: options.reason, force: options.force === true, percent: options.percent },
+            tools.io,
+          ),
+        ),
+    );
+  switching
+    .command('status')
+    .description('stage, epoch and owed calls of every switchover')
+    .action((_options: unknown, command: Command) => tools.withConfig(command, (config) => showSwitchovers(config)));
+  switching
+    .command('history')
+    .argument('<name>', 'name of a switchover')
+    .description('every stage change of a switchover: when, who, why')
+    .action((name: string, _options: unknown, command: Command) =>
+      tools.withConfig(command, (config) => showHistory(config, name)),
+    );
+}
+
+const help = `
+The first \`turnout switch <name> rpc\` creates the switchover: it waits until transactions that began before it are over and
+records where its consumer starts. Run it before code that declares the switchover is deployed. Later it is the way back, and
+one statement: it needs no broker, and no configuration that fits.
+\`turnout switch <name> register\` adds the event types that the configuration's switchover has got since; run it before the
+code that makes their calls through it is deployed. None is ever taken away.
+
+  turnout switch order-confirmation rpc
+  turnout switch order-confirmation event --force --reason "e-mail team is ready, see MAIL-12"
+  turnout switch order-confirmation rpc --reason "template broken"`;
 
 interface SwitchRequest {
   readonly name: string;

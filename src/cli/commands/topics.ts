@@ -1,9 +1,25 @@
+import type { Command } from 'commander';
 import { registerEvents } from '../../outbox/index.ts';
 import { applyTopics } from '../../relay/index.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
+import type { CommandTools } from '../command-tools.ts';
 import { table } from '../output.ts';
 import type { Report } from '../output.ts';
+
+export function addTopicsCommands(program: Command, tools: CommandTools): void {
+  program
+    .command('topics')
+    .description('Kafka topics and event types of the configured events')
+    .command('apply')
+    .description(
+      'create the topics that are missing, check those that exist, and register source, topics and event types in the database',
+    )
+    .option('--dry-run', 'say what would be done, and change nothing')
+    .action((options: { dryRun?: boolean }, command: Command) =>
+      tools.withConfig(command, (config) => topicsApply(config, { dryRun: options.dryRun === true })),
+    );
+}
 
 /** Creates or checks the topics of the configured events, and registers the events with the outbox. */
 export async function topicsApply(loaded: TurnoutConfig, options: { readonly dryRun: boolean }): Promise<Report> {
