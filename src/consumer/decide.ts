@@ -1,4 +1,6 @@
+import { TurnoutError } from '../errors/index.ts';
 import type { Sequence, Stamp, Turn } from '../event/index.ts';
+import type { HoldReason, Verdict } from '../inbox/index.ts';
 
 // The decisions of a consumer: plain data in, plain data out, no I/O. They are explored by property tests.
 
@@ -94,6 +96,48 @@ export function planFor({ offset, since, finding, stamp, inSwitchover, handler, 
   if (handler === 'other-version') return { kind: 'park', turn, why: 'version-unhandled' };
   const sequence = finding.kind === 'repeat' ? 'passed' : finding.kind === 'off' ? 'none' : 'new';
   return { kind: 'apply', turn, stamped: stamp !== undefined, sequence };
+}
+
+/**
+ * What to do with an event of which it is known whether a held one of its key comes first (`blocked`), and why it is held
+ * itself, if it is: it waits with the others, or is judged by `apply`. `ordered`: whether it waits for its key at all.
+ */
+export function onEntry(given: {
+  readonly blocked: boolean;
+  readonly held: HoldReason | undefined;
+  readonly ordered: boolean;
+}): 'held' | 'behind' | 'apply' {
+  if (given.held !== undefined) return 'held';
+  return given.blocked && given.ordered ? 'behind' : 'apply';
+}
+
+export type AfterVerdict =
+  | { readonly kind: 'applied' }
+  | { readonly kind: 'repeated' }
+  /** Roll back, so that the position stays before the event, and come again. */
+  | { readonly kind: 'busy' }
+  /** Hold it in the same transaction, under the lock that is taken already. */
+  | { readonly kind: 'hold'; readonly reason: HoldReason; readonly error?: TurnoutError };
+
+/** What becomes of an event after the verdict of `apply`. */
+export function afterVerdict(verdict: Verdict, effectKey: string): AfterVerdict {
+  switch (verdict.kind) {
+    case 'done':
+      return { kind: verdict.repeated ? 'repeated' : 'applied' };
+    case 'early':
+      return { kind: 'hold', reason: 'early' };
+    case 'running':
+      return { kind: 'busy' };
+    case 'halted':
+      // Those that come while the key is halted go on when it does.
+      return verdict.cause
+        ? { kind: 'hold', reason: 'parked', error: new TurnoutError('TURNOUT_GATE_HALTED', verdict.reason) }
+        : { kind: 'hold', reason: 'behind' };
+    case 'reused': {
+      const what = `The effect key ${effectKey} is known with another ${verdict.what}.`;
+      return { kind: 'hold', reason: 'parked', error: new TurnoutError('TURNOUT_EFFECT_KEY_REUSED', what) };
+    }
+  }
 }
 
 /** Why an attempt failed: the handler; two transactions in each other's way; database or broker; another owner. */

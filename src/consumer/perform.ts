@@ -1,9 +1,11 @@
-import { TurnoutError, isTurnoutError } from '../errors/index.ts';
+import { isTurnoutError } from '../errors/index.ts';
+import type { TurnoutError } from '../errors/index.ts';
 import type { Database, Queryable } from '../database/index.ts';
 import type { AnyEventDefinition, Envelope, Reaction, Turn, TurnoutEvent } from '../event/index.ts';
 import { apply, ensureInboxPartition, hold, intend, noteFailed, settle } from '../inbox/index.ts';
 import type { Arrival, Effect, HeldMessage, HoldReason, Verdict } from '../inbox/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
+import { afterVerdict, onEntry } from './decide.ts';
 import type { FailureKind } from './decide.ts';
 import type { ConsumerDefinition, DetachedContext } from './define-consumer.ts';
 import { effectOf } from './detached-effect.ts';
@@ -101,8 +103,9 @@ async function performInTransaction(
   return database.transaction(async (tx) => {
     const queryable = database.within(tx);
     const standing = await around.move(queryable);
-    if (standing.held !== undefined) return 'held';
-    if (waitsBehind(performance, standing)) return holdIt(queryable, performance, arrival, 'behind');
+    const entry = onEntry({ ...standing, ordered: isInOrder(performance) });
+    if (entry === 'held') return 'held';
+    if (entry === 'behind') return holdIt(queryable, performance, arrival, 'behind');
     const context = { tx, signal, attempt, effectKey };
     const verdict = await apply(
       queryable,
@@ -131,7 +134,8 @@ async function performDetached(
     const begun = await database.transaction(async (tx) => {
       const queryable = database.within(tx);
       const standing = await around.check(queryable);
-      if (standing.held === undefined && !waitsBehind(performance, standing)) {
+      const entry = onEntry({ ...standing, ordered: isInOrder(performance) });
+      if (entry === 'apply') {
         const verdict = await intend(queryable, arrival, { retentionMs, leaseMs: ownIntent ? 0 : leaseMs });
         if (verdict.kind === 'go') {
           if (verdict.uncertain && !ownIntent) {
@@ -143,7 +147,7 @@ async function performDetached(
         return conclude(queryable, performance, arrival, verdict);
       }
       await around.move(queryable);
-      return standing.held !== undefined ? 'held' : holdIt(queryable, performance, arrival, 'behind');
+      return entry === 'held' ? 'held' : holdIt(queryable, performance, arrival, 'behind');
     });
     if (typeof begun === 'string') return begun;
     attempt = begun.attempt;
@@ -193,29 +197,14 @@ async function conclude(
   arrival: Arrival,
   verdict: Verdict,
 ): Promise<Performed> {
-  switch (verdict.kind) {
-    case 'done':
-      return verdict.repeated ? 'repeated' : 'applied';
-    case 'early':
-      return holdIt(tx, performance, arrival, 'early');
-    case 'running':
+  const next = afterVerdict(verdict, performance.effectKey);
+  switch (next.kind) {
+    case 'hold':
+      return holdIt(tx, performance, arrival, next.reason, next.error);
+    case 'busy':
       throw new Busy();
-    case 'halted':
-      // Those that come while the key is halted go on when it does.
-      return verdict.cause
-        ? holdIt(tx, performance, arrival, 'parked', new TurnoutError('TURNOUT_GATE_HALTED', verdict.reason))
-        : holdIt(tx, performance, arrival, 'behind');
-    case 'reused':
-      return holdIt(
-        tx,
-        performance,
-        arrival,
-        'parked',
-        new TurnoutError(
-          'TURNOUT_EFFECT_KEY_REUSED',
-          `The effect key ${performance.effectKey} is known with another ${verdict.what}.`,
-        ),
-      );
+    default:
+      return next.kind;
   }
 }
 
@@ -249,8 +238,8 @@ export function holdKeyOf(arrival: Arrival, definition: AnyEventDefinition): Arr
 }
 
 /** Whether it waits for held ones of its key; for those with lower numbers the gate makes it wait. */
-function waitsBehind({ turn, reaction, envelope }: Performance, { blocked }: Standing): boolean {
-  return blocked && (turn !== undefined || isOrdered(reaction.event, envelope.key));
+function isInOrder({ turn, reaction, envelope }: Performance): boolean {
+  return turn !== undefined || isOrdered(reaction.event, envelope.key);
 }
 
 export function arrivalOf(

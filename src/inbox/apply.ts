@@ -183,24 +183,36 @@ export async function enter(
 
 /** The verdict of a decision that lets nothing happen; writes the alarms that belong to it. */
 export async function settled(tx: Queryable, arrival: Arrival, { decision, answer }: Entry): Promise<Verdict> {
+  const verdict = verdictOf(arrival, decision, answer);
+  if (decision.kind === 'skip') await raiseOnce(tx, arrival, 'skipped-old');
+  if (verdict.kind === 'halted' && verdict.cause) {
+    await tx.query('select turnout.halt_key($1, $2, $3, $4, $5, $6)', [
+      arrival.consumer,
+      arrival.source,
+      arrival.topic,
+      arrival.key,
+      verdict.reason,
+      JSON.stringify(describe(arrival)),
+    ]);
+  }
+  return verdict;
+}
+
+/** What a decision that lets nothing happen says to who asked; plain data in, plain data out. */
+export function verdictOf(
+  { turn, effectKey }: Pick<Arrival, 'turn' | 'effectKey'>,
+  decision: Decision,
+  answer: unknown,
+): Verdict {
   switch (decision.kind) {
     case 'repeat':
       return { kind: 'done', outcome: decision.outcome, answer, repeated: true };
     case 'duplicate':
       return { kind: 'done', outcome: 'skipped', answer: null, repeated: true };
     case 'skip':
-      await raiseOnce(tx, arrival, 'skipped-old');
       return { kind: 'done', outcome: 'skipped', answer: null, repeated: false };
     case 'halt': {
-      const reason = `Number ${arrival.turn!.number} of generation ${arrival.turn!.generation} is past, and the effect ${arrival.effectKey} is not known.`;
-      await tx.query('select turnout.halt_key($1, $2, $3, $4, $5, $6)', [
-        arrival.consumer,
-        arrival.source,
-        arrival.topic,
-        arrival.key,
-        reason,
-        JSON.stringify(describe(arrival)),
-      ]);
+      const reason = `Number ${turn!.number} of generation ${turn!.generation} is past, and the effect ${effectKey} is not known.`;
       return { kind: 'halted', reason, cause: true };
     }
     case 'halted':
