@@ -2,6 +2,7 @@ import type { Database, Handed, QueryResultLike } from '../../src/database/index
 import {
   joinableTransaction,
   orUnreachable,
+  rehearseIn,
   sessionOf,
   takeClient,
   whenStandInEnded,
@@ -64,6 +65,7 @@ export function pgDatabase<Pool extends PoolLike>(
       }
     },
     transaction: (work) => joinableTransaction(joinable, work),
+    rehearse: (work, { timeoutMs }) => rehearseIn(joinable, work, timeoutMs),
     within(tx) {
       const client = tx as PoolClientLike;
       requireTransaction(client);

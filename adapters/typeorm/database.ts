@@ -2,6 +2,7 @@ import type { ClientLike, Database, Handed, Queryable, QueryResultLike } from '.
 import {
   joinableTransaction,
   orUnreachable,
+  rehearseIn,
   sessionOf,
   takeClient,
   whenStandInEnded,
@@ -59,6 +60,7 @@ export function typeOrmDatabase<Manager extends EntityManagerLike>(
       }
     },
     transaction: (work) => joinableTransaction(joinable, work),
+    rehearse: (work, { timeoutMs }) => rehearseIn(joinable, work, timeoutMs),
     within(tx) {
       const runner = openRunner(tx);
       return {

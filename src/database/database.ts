@@ -1,3 +1,5 @@
+import type { Rehearsed } from './joining.ts';
+
 /** The result of a statement, as far as Turnout reads it; the result of `pg` fits. */
 export interface QueryResultLike<Row> {
   readonly rows: Row[];
@@ -40,6 +42,16 @@ export interface Database<Tx = unknown> {
    * Rejects with TURNOUT_TRANSACTION_ABORTED if the commit turned out to be a rollback.
    */
   transaction<Result>(work: (tx: Tx) => Promise<Result>): Promise<Result>;
+  /**
+   * Inside {@link transaction}: runs `work` in a savepoint and takes back all that it wrote, whatever it did. Bound pools join.
+   * Commands that end a transaction are refused there, and cursors; from its end on, whatever code of it still runs
+   * is refused what it asks for. What it published is told of a rollback. `timeoutMs` bounds the work, and each of its statements.
+   * Throws TURNOUT_TRANSACTION_REQUIRED; any other error means that the transaction must not be committed.
+   */
+  rehearse<Result>(
+    work: (tx: Tx) => Promise<Result>,
+    options: { readonly timeoutMs: number },
+  ): Promise<Rehearsed<Result>>;
   /** Statements inside an open transaction of the user's. Throws TURNOUT_TRANSACTION_REQUIRED where it can be known that none is open. */
   within(tx: NoInfer<Tx>): Queryable;
   /**

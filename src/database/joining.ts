@@ -3,7 +3,8 @@ import { TurnoutError, isTurnoutError } from '../errors/index.ts';
 import type { ClientLike, ClientPool, ClientResult } from './client.ts';
 import { ignoreErrorEvents, isConnectionLost, orUnreachable, takeClient } from './client.ts';
 import type { Ending, OpenTransaction, Scope } from './open-transaction.ts';
-import { openTransaction, refused } from './open-transaction.ts';
+import { isCut, openTransaction, refused } from './open-transaction.ts';
+import { refusedInRehearsal } from './rehearsal-command.ts';
 import { savepointCommands, transactionCommand } from './transaction-command.ts';
 
 // How code that can't be handed a transaction takes part in one.
@@ -34,7 +35,7 @@ function storageOf(pool: object): AsyncLocalStorage<Context> {
 /** A stand-in for the connection of the transaction that is open here for `pool`; undefined if none is. */
 export function joinedClient(pool: object): ClientLike | undefined {
   const context = storageOf(pool).getStore();
-  if (context === undefined || !isJoinable(context.transaction)) return undefined;
+  if (context === undefined || !isJoinable(context)) return undefined;
   return standIn(pool, context.client, context.transaction, 'joined').client;
 }
 
@@ -51,9 +52,18 @@ export function abandoning<Reason extends Error>(reason: Reason): Reason {
   return reason;
 }
 
-/** A stand-in for a transaction that was given up refuses whatever it is asked. */
-function isJoinable(transaction: OpenTransaction): boolean {
-  return transaction.isOpen() || abandoned.has(transaction);
+/** A stand-in for a transaction that was given up, or for a rehearsal that is over, refuses whatever it is asked. */
+function isJoinable({ transaction, scope }: Pick<Context, 'transaction' | 'scope'>): boolean {
+  return transaction.isOpen() || abandoned.has(transaction) || isCut(scope);
+}
+
+/** Savepoints of rehearsals: no command that ends one, and no cursor, gets through to what they are part of. */
+const rehearsals = new WeakSet<Scope>();
+
+function rehearsalOf(scope: Scope): Scope | undefined {
+  for (let current: Scope | undefined = scope; current !== undefined; current = current.parent)
+    if (rehearsals.has(current)) return current;
+  return undefined;
 }
 
 const transactions = new WeakMap<object, { transaction: OpenTransaction; scope: () => Scope }>();
@@ -61,8 +71,10 @@ const transactions = new WeakMap<object, { transaction: OpenTransaction; scope: 
 /** Tells the outcome of the transaction behind a stand-in; gives false for a connection that is none. */
 export function whenStandInEnded(client: object, ending: Ending): boolean {
   const found = transactions.get(client);
-  if (found === undefined || !found.transaction.isOpen()) return false;
-  found.transaction.whenEnded(found.scope(), ending);
+  if (found === undefined) return false;
+  const scope = found.scope();
+  if (!found.transaction.isOpen() && !isCut(scope)) return false;
+  found.transaction.whenEnded(scope, ending);
   return true;
 }
 
@@ -85,19 +97,29 @@ function standIn<Client extends ClientLike>(
   client: Client,
   transaction: OpenTransaction,
   kind: Kind,
+  /** Of a rehearsal: whoever has this stand-in, wherever it was carried to, is inside it. */
+  rehearsal?: Scope,
 ): StandIn<Client> {
   const storage = storageOf(pool);
-  let own: Scope | undefined;
+  // Its savepoint is there already.
+  let own: Scope | undefined = kind === 'inner' ? rehearsal : undefined;
   let begun = kind !== 'owner';
 
   function scope(): Scope {
     if (own !== undefined) return own;
     const context = storage.getStore();
-    return context?.transaction === transaction ? context.scope : transaction.root;
+    const around = context?.transaction === transaction ? context.scope : transaction.root;
+    return rehearsal === undefined || rehearsalOf(around) === rehearsal ? around : rehearsal;
   }
 
   function dispatch(sql: string, send: () => Promise<unknown>): Promise<unknown> {
     const command = transactionCommand(sql);
+    if (rehearsalOf(scope()) !== undefined) {
+      const why = refusedInRehearsal(sql);
+      if (why !== undefined) return Promise.reject(refused(why));
+      if (own !== undefined && rehearsals.has(own) && (command === 'commit' || command === 'rollback'))
+        return endNothing(command);
+    }
     switch (command) {
       case 'begin':
         if (begun) return own === undefined ? begin() : Promise.resolve(answer('BEGIN'));
@@ -174,7 +196,7 @@ function standIn<Client extends ClientLike>(
 
   // Postgres warns that no transaction is in progress, and goes on.
   async function endNothing(command: 'commit' | 'rollback'): Promise<ClientResult> {
-    if (kind === 'joined' || kind === 'inner') return answer(command.toUpperCase());
+    if (kind === 'joined' || (kind === 'inner' && own === undefined)) return answer(command.toUpperCase());
     throw refused(
       `The transaction is ended by who began it; ${command.toUpperCase()} is not for the code it was handed to.`,
     );
@@ -212,12 +234,21 @@ function standIn<Client extends ClientLike>(
     const [first] = args;
     const send = client.query.bind(client) as (...sent: unknown[]) => Promise<unknown>;
     if (isSubmittable(first)) {
+      if (rehearsalOf(scope()) !== undefined) {
+        const why = refused(
+          'A cursor or query stream can’t be part of a rehearsal: nobody could take the connection back.',
+        );
+        process.nextTick(() => first.handleError(why, (client as { connection?: unknown }).connection));
+        return first;
+      }
       submit(first, () => void send(...args));
       return first;
     }
     const tell = typeof args.at(-1) === 'function' ? (args.pop() as Tell) : undefined;
     const sql = typeof first === 'string' ? first : String((first as { text?: unknown }).text);
     const result = dispatch(sql, () => send(...args));
+    // What nobody awaits is refused too when a rehearsal is over, and must not end the process by that.
+    if (rehearsalOf(scope()) !== undefined) result.catch(() => undefined);
     if (tell === undefined) return result;
     // Not in the promise: what it throws is its own.
     result.then(
@@ -332,7 +363,7 @@ export async function joinableTransaction<Client extends ClientLike, Tx, Result>
   work: (tx: Tx) => Promise<Result>,
 ): Promise<Result> {
   const around = storageOf(options.key).getStore();
-  if (around !== undefined && isJoinable(around.transaction)) {
+  if (around !== undefined && isJoinable(around)) {
     return perform(options, around.client as Client, around.transaction, 'inner', work);
   }
   const { client, giveBack } = await takeClient(options.pool, options.connectTimeoutMs);
@@ -385,6 +416,64 @@ async function perform<Client extends ClientLike, Tx, Result>(
     throw withoutWrapper(error);
   } finally {
     await handed.release?.();
+  }
+}
+
+/** How a rehearsal went, before it was taken back. */
+export type Rehearsed<Result> =
+  | { readonly kind: 'done'; readonly result: Result }
+  | { readonly kind: 'threw'; readonly error: unknown }
+  /** It had not ended in time. */
+  | { readonly kind: 'late' };
+
+/**
+ * Runs `work` in a savepoint of the transaction that is open here, and takes back all that it wrote, whatever it did.
+ * It has `timeoutMs`, each statement of it too; so twice that has passed at most when this resolves.
+ * Throws TURNOUT_TRANSACTION_REQUIRED; what else it throws says that nobody knows what the transaction holds.
+ */
+export async function rehearseIn<Client extends ClientLike, Tx, Result>(
+  options: JoinableOptions<Client, Tx>,
+  work: (tx: Tx) => Promise<Result>,
+  timeoutMs: number,
+): Promise<Rehearsed<Result>> {
+  const storage = storageOf(options.key);
+  const around = storage.getStore();
+  if (around === undefined || !isJoinable(around)) {
+    throw new TurnoutError('TURNOUT_TRANSACTION_REQUIRED', 'There is no transaction open here to rehearse in.');
+  }
+  const client = around.client as Client;
+  const { transaction } = around;
+  const { scope, ready } = transaction.begin(around.scope);
+  rehearsals.add(scope);
+  await ready;
+  const control = standIn(options.key, client, transaction, 'inner', scope);
+  const handed = options.hand(control.client, standIn(options.key, client, transaction, 'handed', scope).client);
+  const rehearse = async (): Promise<Rehearsed<Result>> => {
+    // Taken back with the savepoint, like everything else.
+    await transaction.run(scope, () =>
+      client.query("select set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true)", [
+        String(Math.max(1, Math.ceil(timeoutMs))),
+      ]),
+    );
+    try {
+      await handed.begin();
+      return { kind: 'done', result: await work(handed.tx) };
+    } catch (error) {
+      return { kind: 'threw', error: withoutWrapper(error) };
+    }
+  };
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<Rehearsed<Result>>((resolve) => {
+    timer = setTimeout(() => resolve({ kind: 'late' }), timeoutMs);
+  });
+  try {
+    return await Promise.race([storage.run({ client, transaction, scope }, rehearse), late]);
+  } catch (error) {
+    return { kind: 'threw', error };
+  } finally {
+    clearTimeout(timer);
+    await transaction.cut(scope);
+    await handed.release?.().catch(() => undefined);
   }
 }
 

@@ -21,6 +21,8 @@ export interface Scope {
   parent: Scope | undefined;
   readonly savepoint: string;
   ended: boolean;
+  /** Whether it was taken back for good: what belongs to it is refused from then on, and never moves up into what is around it. */
+  cut: boolean;
   /** In the order of time: who is to be told, and the savepoints that the user has set between. */
   readonly endings: (Ending | UserSavepoint)[];
 }
@@ -46,6 +48,12 @@ export interface OpenTransaction {
   /** Gives false if the scope had failed and was rolled back, as Postgres does with COMMIT. */
   commit(scope: Scope): Promise<boolean>;
   rollback(scope: Scope): Promise<void>;
+  /**
+   * Takes a scope back, with all that was begun inside it, whatever its code thinks of that: it waits for the statement
+   * that runs and for nothing else, and what that code asks for later is refused. Rejects if the savepoint is gone: then
+   * nobody knows what the transaction holds, and it must not be committed.
+   */
+  cut(scope: Scope): Promise<void>;
   whenEnded(scope: Scope, ending: Ending): void;
   /** Follows a savepoint command of the user's own that has succeeded: who registered since one is told of a rollback to it. */
   follow(scope: Scope, savepoint: SavepointCommand): void;
@@ -65,7 +73,7 @@ export function openTransaction(
   failed: () => boolean,
   patienceMs = 10_000,
 ): OpenTransaction {
-  const root: Scope = { parent: undefined, savepoint: '', ended: false, endings: [] };
+  const root: Scope = { parent: undefined, savepoint: '', ended: false, cut: false, endings: [] };
   const waiting: Waiter[] = [];
   let innermost = root;
   let busy = false;
@@ -74,8 +82,10 @@ export function openTransaction(
   let idle: (() => void) | undefined;
   let staysSince: number | undefined;
   let stuck = false;
+  /** Who cuts a scope, and waits for the statement that runs. */
+  let afterwards: (() => void) | undefined;
 
-  /** A flow may outlive the savepoint it began; then it is back in the one around it. */
+  /** A flow may outlive the savepoint it began; then it is back in the one around it. (One that was cut is nowhere: {@link isCut}.) */
   function standing(scope: Scope): Scope {
     let current = scope;
     while (current.ended && current.parent !== undefined) current = current.parent;
@@ -84,6 +94,14 @@ export function openTransaction(
 
   function next(): void {
     if (busy) return;
+    if (afterwards !== undefined) {
+      // Who cuts comes before everybody who waits, and lets them go on itself.
+      const go = afterwards;
+      afterwards = undefined;
+      busy = true;
+      go();
+      return;
+    }
     const index = waiting.findIndex((waiter) => standing(waiter.scope) === innermost);
     const waiter = index === -1 ? undefined : waiting.splice(index, 1)[0];
     if (waiter === undefined) {
@@ -110,6 +128,7 @@ export function openTransaction(
 
   async function turn<Result>(scope: Scope, statement: () => Promise<Result>, stays = false): Promise<Result> {
     if (closing) throw refused('The transaction that this code had joined has ended.');
+    if (isCut(scope)) throw cutOff();
     await new Promise<void>((resolve, reject) => {
       let timer: NodeJS.Timeout | undefined;
       const settle = (then: () => void) => () => {
@@ -168,7 +187,7 @@ export function openTransaction(
     isStuck: () => stuck,
     run: (scope, statement, options) => turn(scope, statement, options?.stays),
     begin(parent) {
-      const scope: Scope = { parent, savepoint: `turnout_${++count}`, ended: false, endings: [] };
+      const scope: Scope = { parent, savepoint: `turnout_${++count}`, ended: false, cut: false, endings: [] };
       const ready = turn(parent, async () => {
         try {
           scope.parent = innermost;
@@ -200,7 +219,8 @@ export function openTransaction(
     },
     rollback: (scope) => turn(scope, () => undo(scope)),
     whenEnded(scope, ending) {
-      standing(scope).endings.push(ending);
+      if (isCut(scope)) ending.rolledBack();
+      else standing(scope).endings.push(ending);
     },
     follow(scope, { command, name }) {
       const { endings } = standing(scope);
@@ -215,6 +235,27 @@ export function openTransaction(
         endings.push({ name }); // It still stands; those set after it don't.
         for (const ending of endingsOf(since)) ending.rolledBack();
       } else endings.push(...endingsOf(since));
+    },
+    async cut(scope) {
+      scope.cut = true;
+      if (closing || scope.ended) throw refused('The savepoint that was to be taken back is gone.');
+      for (const waiter of waiting.filter((each) => isCut(each.scope))) {
+        waiting.splice(waiting.indexOf(waiter), 1);
+        waiter.refuse(cutOff());
+      }
+      if (busy) await new Promise<void>((resolve) => (afterwards = resolve));
+      busy = true;
+      try {
+        await execute(`rollback to savepoint ${scope.savepoint}; release savepoint ${scope.savepoint}`);
+      } finally {
+        // From the inside out: who registered in a savepoint inside is told too.
+        while (innermost !== root && !scope.ended) {
+          const inner = innermost;
+          end(inner, 'rolledBack');
+        }
+        busy = false;
+        next();
+      }
     },
     async finish(last, { abandon }) {
       if (!abandon) {
@@ -244,12 +285,23 @@ export function openTransaction(
   };
 }
 
+/** Whether a scope, or one around it, was cut. */
+export function isCut(scope: Scope): boolean {
+  for (let current: Scope | undefined = scope; current !== undefined; current = current.parent)
+    if (current.cut) return true;
+  return false;
+}
+
 function endingsOf(entries: readonly (Ending | UserSavepoint)[]): Ending[] {
   return entries.filter((entry) => 'committed' in entry);
 }
 
 function keptOpen(patienceMs: number): TurnoutError {
   return refused(`A cursor or query stream has kept the connection of the joined transaction for ${patienceMs} ms.`);
+}
+
+function cutOff(): TurnoutError {
+  return refused('What this code had written was taken back, and nothing more of it is taken.');
 }
 
 export function refused(what: string): TurnoutError {
