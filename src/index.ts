@@ -35,6 +35,7 @@ export type { PublishedStamp } from './outbox/index.ts';
 // Switchovers
 export {
   createEndpoint,
+  defineBridge,
   defineSwitchover,
   recordSince,
   registerSwitchover,
@@ -44,9 +45,13 @@ export {
   switchoverStatus,
 } from './switchover/index.ts';
 export type {
+  BridgeDefinition,
+  BridgeOptions,
   CallRetryPolicy,
   Endpoint,
+  EndpointKind,
   EndpointOptions,
+  Rate,
   RpcAnswer,
   RpcCall,
   RpcSweeper,

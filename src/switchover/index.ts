@@ -1,6 +1,9 @@
 export { afterAnswer } from './after-answer.ts';
 export type { Answered, Callee, Next } from './after-answer.ts';
+export { defineBridge, isBridge } from './bridge.ts';
+export type { BridgeDefinition, BridgeOptions } from './bridge.ts';
 export type { EndpointKind } from './bridged-answer.ts';
+export type { Rate } from './rate-limit.ts';
 export { callHeaders, formatTurn, hasCallHeaders, parseTurn, readCallHeaders } from './call-headers.ts';
 export type { AnsweredOutcome, CalledEffect } from './call-headers.ts';
 export { callQueue } from './call-queue.ts';
