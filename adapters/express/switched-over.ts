@@ -1,14 +1,11 @@
 import type { Request, RequestHandler } from 'express';
-import { abandoning } from '../../src/database/index.ts';
-import { TurnoutError } from '../../src/errors/index.ts';
-import type { Endpoint, GateAnswer, HandlerAnswer } from '../../src/switchover/index.ts';
-import { captureAnswer, mute } from './capture-answer.ts';
-import { bodyOf } from './request-body.ts';
+import type { Endpoint, HandlerAnswer } from '../../src/switchover/index.ts';
+import { bodyOf, throughGate } from '../../src/switchover/index.ts';
 
 /**
  * Middleware that puts a gate in front of an old handler, which stays as it is: its effect happens once, in order, and in
  * one transaction with what the gate writes. What the handler answers is held back until the commit, and sent with
- * `Turnout-Outcome`. Calls without Turnout's headers go through untouched.
+ * `Turnout-Outcome`. Calls without Turnout's headers go through untouched. For Express 5 and 4.
  *
  * Its place is before the handler, after or before `express.json()`. The database that the handler uses has to be joined
  * (`joinPool` of `turnout/pg`, `bindDataSource` of `turnout/typeorm`), or its writes are not part of the transaction.
@@ -17,41 +14,16 @@ import { bodyOf } from './request-body.ts';
  * app.post('/confirmations', express.json(), switchedOver(endpoint), sendConfirmation);
  */
 export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
-  return async (request, response, next) => {
-    const headersBefore = new Set(response.getHeaderNames());
-    let givenUp = false;
-    const answer: GateAnswer = await endpoint.answer(
-      { original: request, headers: request.headers, body: () => bodyOf(request, endpoint.maxAnswerBytes) },
-      async () => {
-        // Read here: by now it is inside the transaction.
-        const capture = captureAnswer(response, endpoint.maxAnswerBytes);
-        const timer = setTimeout(() => capture.fail(tooSlow(endpoint)), endpoint.handlerTimeoutMs);
-        try {
-          next();
-          const captured = await capture.answer.catch((error: unknown) => {
-            givenUp = true;
-            throw error;
-          });
-          // Nobody handled it: then the 404 refuses nothing.
-          return { ...captured, handled: request.route !== undefined && !isExpressOwn404(request, captured) };
-        } finally {
-          clearTimeout(timer);
-          capture.release();
-        }
-      },
-    );
-    if (answer.kind === 'pass') return next();
-    if (response.destroyed || response.writableEnded) return givenUp ? mute(response) : undefined;
-    if (answer.kind === 'gate') {
-      // What a handler set whose answer is not sent.
-      for (const name of response.getHeaderNames()) if (!headersBefore.has(name)) response.removeHeader(name);
-    }
-    const { status, headers, body } = answer.kind === 'gate' ? answer : { ...answer.answer, headers: answer.headers };
-    response.status(status);
-    for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
-    response.end(body);
-    if (givenUp) mute(response);
-  };
+  return async (request, response, next) =>
+    throughGate(endpoint, {
+      original: request,
+      request,
+      response,
+      body: () => bodyOf(request, endpoint.maxAnswerBytes),
+      proceed: () => next(),
+      // Nobody handled it: then the 404 refuses nothing.
+      handled: (answer) => request.route !== undefined && !isExpressOwn404(request, answer),
+    });
 }
 
 /**
@@ -63,15 +35,5 @@ function isExpressOwn404({ method }: Request, { status, headers, body }: Handler
     status === 404 &&
     headers['content-security-policy'] === "default-src 'none'" &&
     body.includes(`<pre>Cannot ${method} `)
-  );
-}
-
-/** The handler may go on; what it then writes through a joined pool is refused. */
-function tooSlow({ consumer, handlerTimeoutMs }: Endpoint<Request>): TurnoutError {
-  return abandoning(
-    new TurnoutError(
-      'TURNOUT_HANDLER_FAILED',
-      `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`,
-    ),
   );
 }

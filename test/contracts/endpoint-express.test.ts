@@ -3,9 +3,15 @@ import express5 from 'express';
 import type { Request, RequestHandler } from 'express';
 import express4 from 'express-4';
 import { switchedOver } from 'turnout/express';
+import { pgDatabase } from 'turnout/pg';
+import { migrated } from '../support/migrated.ts';
+import { database as migratedDatabase } from '../support/vitest.ts';
+import type { PoolClient } from 'pg';
+import { afterEach, expect, test } from 'vitest';
+import { createEndpoint } from 'turnout';
 import { path, serveListener } from './endpoint-http.ts';
-import { endpointContract } from './endpoint.ts';
-import type { EndpointDriver, OldHandler } from './endpoint.ts';
+import { endpointContract, metadataOfCall } from './endpoint.ts';
+import type { EndpointDriver, OldHandler, RunningService } from './endpoint.ts';
 
 const version4 = express4 as unknown as typeof express5;
 
@@ -26,12 +32,12 @@ function oldHandler(does: OldHandler, rejects: boolean): RequestHandler {
         return void pipeline(Readable.from(deed.chunks), response.type('text/plain'), () => undefined);
       case 'twice':
         response.json(deed.body);
-        try {
-          response.status(500).json({ second: true });
-        } catch {
-          // What Express says of headers that are sent.
+        for (const wait of [0, 1]) {
+          // At once, and while the gate commits.
+          if (wait === 1) await new Promise((resolve) => setImmediate(resolve));
+          expect(() => response.status(500).json({ second: true })).toThrow('after they are sent');
+          response.end('third');
         }
-        response.end('third');
         return;
       case 'break':
         response.write('half of it');
@@ -72,5 +78,38 @@ function driver(version: 4 | 5, parser: 'before' | 'after'): EndpointDriver<Requ
 
 endpointContract(driver(5, 'before'));
 endpointContract(driver(5, 'after'));
-endpointContract(driver(4, 'before'));
 endpointContract(driver(4, 'after'));
+
+const services: RunningService[] = [];
+afterEach(async () => {
+  await Promise.all(services.splice(0).map((service) => service.stop()));
+});
+
+test('Middleware between the gate and the handler works: headers at the last moment, and an end of its own', async () => {
+  const database = pgDatabase((await migratedDatabase({ template: migrated('consumer') })).pool());
+  const endpoint = createEndpoint<PoolClient, Request>({ consumer: 'email', database, order: 'none' });
+  const app = express5();
+  const middleware: RequestHandler = (_request, response, next) => {
+    const writeHead = response.writeHead.bind(response) as (...args: unknown[]) => express5.Response;
+    const end = response.end.bind(response) as (...args: unknown[]) => express5.Response;
+    // As on-headers and express-session do it.
+    response.writeHead = (...args: unknown[]) => {
+      response.setHeader('x-late', 'yes');
+      return writeHead(...args);
+    };
+    response.end = (...args: unknown[]) => {
+      setImmediate(() => end(...args));
+      return response;
+    };
+    next();
+  };
+  app.post(path, switchedOver(endpoint), middleware, (_request, response) => void response.json({ sent: 'late' }));
+  const service = await serveListener(app);
+  services.push(service);
+  const headers = metadataOfCall();
+  for (const outcome of ['applied', 'duplicate']) {
+    const reply = await service.call({ headers, body: {} });
+    expect(reply).toMatchObject({ status: 200, outcome, body: { sent: 'late' } });
+    expect(reply.headers['x-late']).toBe('yes');
+  }
+});

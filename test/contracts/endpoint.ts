@@ -54,6 +54,7 @@ export type Deed =
   | { readonly do: 'fail'; readonly message: string }
   | { readonly do: 'status'; readonly status: number; readonly text: string }
   | { readonly do: 'stream'; readonly chunks: AsyncIterable<Buffer> }
+  /** Success, and then again, at once and while the gate commits. */
   | { readonly do: 'twice'; readonly body: unknown }
   | { readonly do: 'break' }
   | { readonly do: 'pass' };
@@ -523,7 +524,7 @@ export function endpointContract<Request>(driver: EndpointDriver<Request>): void
       test.runIf(features.answersTwice)('given twice count once: the first', async () => {
         const s = await service();
         s.does = writeAnd({ do: 'twice', body: { sent: 'first' } });
-        const [name, headers] = [nameOf(), metadataOfCall()];
+        const [name, headers] = [nameOf('slow commit'), metadataOfCall()];
         expect(await s.call({ headers, body: { name, step: 1 } })).toMatchObject({
           status: 200,
           outcome: 'applied',

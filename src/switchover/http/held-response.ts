@@ -1,15 +1,18 @@
 import type { ServerResponse } from 'node:http';
-import { abandoning } from '../../src/database/index.ts';
-import { TurnoutError } from '../../src/errors/index.ts';
-import type { HandlerAnswer } from '../../src/switchover/index.ts';
+import { abandoning } from '../../database/index.ts';
+import { TurnoutError } from '../../errors/index.ts';
+import type { HandlerAnswer } from '../endpoint.ts';
 
 /** A response whose answer is held back. */
-export interface Capture {
+export interface HeldResponse {
   /** Resolves when the handler has ended its answer; rejects if it never will. */
   readonly answer: Promise<HandlerAnswer>;
   /** Makes {@link answer} reject, if it is still open. */
   fail(error: Error): void;
-  /** Gives the response back as it was, with the headers that the handler has set. */
+  /**
+   * Gives the response back as it was, with the headers that the handler has set. To be called right before the answer is sent, and not
+   * sooner: a handler that writes on while the commit runs must not reach the caller.
+   */
   release(): void;
 }
 
@@ -17,13 +20,13 @@ type Chunk = string | Uint8Array;
 
 /**
  * Holds back what a handler writes to a response, up to `maxBytes`. To the handler the response behaves as if it had been
- * sent: `headersSent` and `writableEnded` say so, and what comes after the end is refused.
+ * sent: `headersSent` and `writableEnded` say so, headers can't be changed any more, and what comes after the end is refused.
  *
  * That the caller is gone changes nothing: the handler may still be at work, and its effect is kept if it gets to its
  * end. Rolled back in the middle, it would go on to write outside the transaction; and an effect that takes longer
  * than callers wait would never be had.
  */
-export function captureAnswer(response: ServerResponse, maxBytes: number): Capture {
+export function holdResponse(response: ServerResponse, maxBytes: number): HeldResponse {
   const chunks: Buffer[] = [];
   let bytes = 0;
   let sent = false;
@@ -49,7 +52,7 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
       afterwards(second, third, new Error('write after end'));
       return false;
     }
-    sent = true;
+    begin();
     keep(chunk, typeof second === 'string' ? (second as BufferEncoding) : undefined);
     afterwards(second, third);
     return true;
@@ -57,9 +60,9 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
   const end = (...args: unknown[]): ServerResponse => {
     const [chunk, second, third] = typeof args[0] === 'function' ? [undefined, args[0]] : args;
     if (ended) return response;
+    begin();
     if (chunk !== undefined && chunk !== null)
       keep(chunk as Chunk, typeof second === 'string' ? (second as BufferEncoding) : undefined);
-    sent = true;
     ended = true;
     const headers = Object.fromEntries(
       Object.entries(response.getHeaders()).map(([name, value]) => [
@@ -71,13 +74,26 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
     afterwards(second, third);
     return response;
   };
-  const writeHead = (status: number, ...rest: unknown[]): ServerResponse => {
+  // As Node does: middleware that adds headers at the last moment (`on-headers`) waits for this call.
+  const begin = (): void => {
+    if (!sent) response.writeHead(response.statusCode);
     sent = true;
+  };
+  const writeHead = (status: number, ...rest: unknown[]): ServerResponse => {
+    if (sent) throw headersSent('write');
     response.statusCode = status;
     if (typeof rest[0] === 'string') response.statusMessage = rest[0];
     for (const [name, value] of pairs(rest.findLast((each) => typeof each === 'object' && each !== null)))
       response.setHeader(name, value);
+    sent = true;
     return response;
+  };
+  const guarded = (name: 'setHeader' | 'setHeaders' | 'appendHeader' | 'removeHeader', verb: string) => {
+    const method = response[name].bind(response) as (...args: unknown[]) => unknown;
+    return (...args: unknown[]): unknown => {
+      if (sent) throw headersSent(verb);
+      return method(...args);
+    };
   };
 
   const destroyIt = response.destroy.bind(response);
@@ -94,7 +110,11 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
     write: { value: write },
     end: { value: end },
     writeHead: { value: writeHead },
-    flushHeaders: { value: () => void (sent = true) },
+    flushHeaders: { value: begin },
+    setHeader: { value: guarded('setHeader', 'set') },
+    setHeaders: { value: guarded('setHeaders', 'set') },
+    appendHeader: { value: guarded('appendHeader', 'append') },
+    removeHeader: { value: guarded('removeHeader', 'remove') },
     destroy: { value: destroy },
     headersSent: { get: () => sent },
     writableEnded: { get: () => ended },
@@ -103,8 +123,13 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
   const before = Object.keys(overridden).map(
     (name) => [name, Object.getOwnPropertyDescriptor(response, name)] as const,
   );
+  // Writable: middleware behind the gate (sessions) puts its own in their place, which call them.
   for (const [name, property] of Object.entries(overridden))
-    Object.defineProperty(response, name, { ...property, configurable: true });
+    Object.defineProperty(response, name, {
+      ...property,
+      ...('value' in property ? { writable: true } : {}),
+      configurable: true,
+    });
 
   return {
     answer,
@@ -116,6 +141,13 @@ export function captureAnswer(response: ServerResponse, maxBytes: number): Captu
       }
     },
   };
+}
+
+/** What Node throws at who changes headers that are on their way. */
+function headersSent(verb: string): Error {
+  return Object.assign(new Error(`Cannot ${verb} headers after they are sent to the client`), {
+    code: 'ERR_HTTP_HEADERS_SENT',
+  });
 }
 
 function afterwards(second: unknown, third: unknown, error?: Error): void {
@@ -149,5 +181,5 @@ export function mute(response: ServerResponse): void {
     removeHeader: () => undefined,
   };
   for (const [name, value] of Object.entries(inert))
-    Object.defineProperty(response, name, { value, configurable: true });
+    Object.defineProperty(response, name, { value, writable: true, configurable: true });
 }

@@ -1,11 +1,14 @@
-import type { Request } from 'express';
+import type { IncomingMessage } from 'node:http';
 
 /**
  * What tells one request's body from another's: the parsed JSON, or the bytes of anything else. After a body parser it is
  * there already; before one, the bytes are read and put back for the parser to find.
  */
-export async function bodyOf(request: Request, maxBytes: number): Promise<unknown> {
-  if (request.body !== undefined) return request.body as unknown;
+export async function bodyOf(
+  request: IncomingMessage & { readonly body?: unknown },
+  maxBytes: number,
+): Promise<unknown> {
+  if (request.body !== undefined) return request.body;
   if (request.readableEnded || (request.complete && request.readableLength === 0)) return '';
   const bytes = await peek(request, maxBytes);
   if (
@@ -21,7 +24,7 @@ export async function bodyOf(request: Request, maxBytes: number): Promise<unknow
 }
 
 /** Reads a request to its end and puts all of it back, so that whoever reads next finds it untouched. */
-function peek(request: Request, maxBytes: number): Promise<Buffer> {
+function peek(request: IncomingMessage, maxBytes: number): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let length = 0;
   return new Promise((resolve, reject) => {

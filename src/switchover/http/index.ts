@@ -1,0 +1,3 @@
+export { bodyOf } from './request-body.ts';
+export { throughGate } from './through-gate.ts';
+export type { HttpExchange } from './through-gate.ts';

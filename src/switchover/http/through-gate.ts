@@ -1,0 +1,76 @@
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { abandoning } from '../../database/index.ts';
+import { TurnoutError } from '../../errors/index.ts';
+import type { Endpoint, HandlerAnswer } from '../endpoint.ts';
+import { holdResponse, mute } from './held-response.ts';
+import type { HeldResponse } from './held-response.ts';
+
+/** A request of a framework that stands on `node:http`. */
+export interface HttpExchange<Request> {
+  /** What `authenticate` is given. */
+  readonly original: Request;
+  readonly request: IncomingMessage;
+  readonly response: ServerResponse;
+  /** What tells one body from another, see `GateRequest`. */
+  body(): Promise<unknown>;
+  /** Lets the request go on to the handler; called at most once. What it starts has to stay in its async context. */
+  proceed(): void;
+  /** Whether somebody handled the request; asked when there is an answer. */
+  handled(answer: HandlerAnswer): boolean;
+}
+
+/**
+ * Takes a request through a gate: the handler runs inside the transaction, its answer is held back until the commit and then
+ * sent with the outcome. A request without Turnout's headers proceeds as if the gate were not there.
+ */
+export async function throughGate<Request>(
+  endpoint: Endpoint<Request>,
+  exchange: HttpExchange<Request>,
+): Promise<void> {
+  const { original, request, response } = exchange;
+  const headersBefore = new Set(response.getHeaderNames());
+  let held: HeldResponse | undefined;
+  let givenUp = false;
+  const answer = await endpoint.answer(
+    { original, headers: request.headers, body: () => exchange.body() },
+    async () => {
+      held = holdResponse(response, endpoint.maxAnswerBytes);
+      const timer = setTimeout(() => held!.fail(tooSlow(endpoint)), endpoint.handlerTimeoutMs);
+      try {
+        // Here: by now it is inside the transaction.
+        exchange.proceed();
+        const given = await held.answer;
+        return { ...given, handled: exchange.handled(given) };
+      } catch (error) {
+        givenUp = true;
+        throw error;
+      } finally {
+        clearTimeout(timer);
+      }
+    },
+  );
+  if (answer.kind === 'pass') return exchange.proceed();
+  held?.release();
+  if (response.destroyed || response.writableEnded) return givenUp ? mute(response) : undefined;
+  const { status, headers, body } =
+    answer.kind === 'gate' ? answer : { ...answer.answer, headers: { ...answer.answer.headers, ...answer.headers } };
+  if (answer.kind === 'gate') {
+    // What a handler set whose answer is not sent.
+    response.statusMessage = '';
+    for (const name of response.getHeaderNames()) if (!headersBefore.has(name)) response.removeHeader(name);
+  }
+  response.statusCode = status;
+  for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
+  response.end(body);
+  if (givenUp) mute(response);
+}
+
+/** The handler may go on; what it then writes through a joined pool is refused. */
+export function tooSlow({ consumer, handlerTimeoutMs }: Endpoint<never>): TurnoutError {
+  return abandoning(
+    new TurnoutError(
+      'TURNOUT_HANDLER_FAILED',
+      `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`,
+    ),
+  );
+}
