@@ -1,5 +1,5 @@
-import { Metadata, status } from '@grpc/grpc-js';
-import type { CallOptions, ClientUnaryCall, ServiceError } from '@grpc/grpc-js';
+import { status } from '@grpc/grpc-js';
+import type { CallOptions, ClientUnaryCall, Metadata, ServiceError } from '@grpc/grpc-js';
 import type { RpcAnswer, RpcCall } from '../../src/switchover/index.ts';
 import { statusOfGrpcCode } from '../../src/switchover/index.ts';
 import { headersOf, metadataOf } from './metadata.ts';
@@ -48,7 +48,7 @@ export function rpcGrpc<Response>(
     started
       .on('metadata', (received: Metadata) => (initial = received))
       // Told after the callback, and with the trailers of a success too.
-      .on('status', ({ code, details, metadata: trailers }: { code: number; details: string; metadata: Metadata }) => {
+      .on('status', ({ code, details, metadata: trailers }: { code: status; details: string; metadata: Metadata }) => {
         call.signal.removeEventListener('abort', cancel);
         const headers = { ...(initial === undefined ? {} : headersOf(initial)), ...headersOf(trailers) };
         if (code !== status.OK && isOwn(code, headers)) return reject(answer?.error ?? new Error(`${code} ${details}`));
@@ -62,7 +62,7 @@ export function rpcGrpc<Response>(
 }
 
 /** Codes that the client gives itself when nobody answered, unless something came with them. */
-function isOwn(code: number, headers: Readonly<Record<string, string>>): boolean {
+function isOwn(code: status, headers: Readonly<Record<string, string>>): boolean {
   return (
     (code === status.UNAVAILABLE || code === status.DEADLINE_EXCEEDED || code === status.CANCELLED) &&
     Object.keys(headers).length === 0

@@ -1,12 +1,5 @@
 import { Metadata, status } from '@grpc/grpc-js';
-import type {
-  handleUnaryCall,
-  MethodDefinition,
-  sendUnaryData,
-  ServerErrorResponse,
-  ServerStatusResponse,
-  ServerUnaryCall,
-} from '@grpc/grpc-js';
+import type { handleUnaryCall, MethodDefinition, sendUnaryData, ServerUnaryCall } from '@grpc/grpc-js';
 import { abandoning } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
 import { grpcCodeOfStatus, statusOfGrpcCode } from '../../src/switchover/index.ts';
@@ -45,7 +38,7 @@ export function switchedOver<Request, Response>(
     let given: Given<Response> | undefined;
     const answered = endpoint.answer(
       {
-        original: call as AnyCall,
+        original: call,
         headers: valuesOf(call.metadata),
         endpoint: method.path,
         address: call.getPeer(),
@@ -73,7 +66,7 @@ export function switchedOver<Request, Response>(
 
 /** What the handler gave to its callback, and to `sendMetadata` before. */
 interface Given<Response> {
-  readonly error: ServerErrorResponse | ServerStatusResponse | null;
+  readonly error: Parameters<sendUnaryData<Response>>[0];
   readonly response: Response | null | undefined;
   readonly trailers: Metadata;
   readonly flags: number | undefined;
@@ -135,7 +128,7 @@ function answerOf<Request, Response>(
 /** How it is kept: a message as its bytes, a refusal as its code and text, and the trailers of both. */
 function describe<Response>(
   { error, response, trailers }: Given<Response>,
-  method: MethodDefinition<never, Response>,
+  method: Pick<MethodDefinition<unknown, Response>, 'responseSerialize'>,
 ): HandlerAnswer {
   const headers = valuesOf(trailers);
   if (error === null || error === undefined) {
@@ -154,7 +147,7 @@ const message = 'application/grpc';
 const refusal = 'application/grpc-status';
 
 /** As grpc-js reads it. */
-function codeOf(error: ServerErrorResponse | ServerStatusResponse): { code: number; details: string } {
+function codeOf(error: NonNullable<Parameters<sendUnaryData<unknown>>[0]>): { code: number; details: string } {
   const text = 'message' in error ? error.message : 'Unknown Error';
   return Number.isInteger(error.code)
     ? { code: error.code!, details: error.details ?? text }

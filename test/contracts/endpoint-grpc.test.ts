@@ -1,5 +1,6 @@
 import { credentials, loadPackageDefinition, Metadata, Server, ServerCredentials, status } from '@grpc/grpc-js';
 import type {
+  ClientUnaryCall,
   handleUnaryCall,
   sendUnaryData,
   ServerUnaryCall,
@@ -7,9 +8,7 @@ import type {
   ServiceError,
 } from '@grpc/grpc-js';
 import { fromJSON } from '@grpc/proto-loader';
-import { expect, test } from 'vitest';
-import { createEndpoint } from 'turnout';
-import { definitiveCodes, switchedOver } from 'turnout/grpc';
+import { switchedOver } from 'turnout/grpc';
 import { endpointContract, statusOfError } from './endpoint.ts';
 import type { EndpointDriver, OldHandler, Reply, RunningService, ServiceCall } from './endpoint.ts';
 
@@ -27,7 +26,7 @@ const definition = fromJSON({
     Order: { fields: { name: { type: 'string', id: 1 }, step: { type: 'int32', id: 2 } } },
     Answer: { fields: { sent: { type: 'string', id: 1 } } },
   },
-});
+} as unknown as Parameters<typeof fromJSON>[0]);
 const loaded = loadPackageDefinition(definition);
 const Effects = loaded['Effects'] as ServiceClientConstructor;
 const Nowhere = loaded['Nowhere'] as ServiceClientConstructor;
@@ -59,8 +58,14 @@ function oldHandler(does: OldHandler): handleUnaryCall<unknown, unknown> {
         throw new Error(`${deed.do} is not for unary calls.`);
     }
   };
-  return (call, callback) =>
-    void answer(call, callback).catch((error: unknown) => callback({ message: String(error) } as ServiceError));
+  const caught = async (call: Call, callback: sendUnaryData<unknown>): Promise<void> => {
+    try {
+      await answer(call, callback);
+    } catch (error) {
+      callback(error as Error);
+    }
+  };
+  return (call, callback) => void caught(call, callback);
 }
 
 const likeInHttp: Readonly<Record<number, number>> = {
@@ -131,6 +136,6 @@ type Client = (
   request: unknown,
   metadata: Metadata,
   callback: (error: ServiceError | null, answer?: unknown) => void,
-) => import('@grpc/grpc-js').ClientUnaryCall;
+) => ClientUnaryCall;
 
 endpointContract(driver);
