@@ -8,7 +8,24 @@ begin
   for wish in
     select w.role, w.rights, w.name
     from (values
-      ('turnout_relay', 'select', 'switchover_check')
+      ('turnout_relay', 'select', 'switchover_check'),
+      ('turnout_consumer', 'select', 'watched_table'),
+      ('turnout_reader', 'select', 'shadow_call'),
+      ('turnout_reader', 'select', 'shadow_arrival'),
+      ('turnout_reader', 'select', 'shadow_count'),
+      ('turnout_reader', 'select', 'shadow_variant'),
+      ('turnout_reader', 'select', 'shadow_mismatch'),
+      ('turnout_reader', 'select', 'shadow_example'),
+      ('turnout_reader', 'select', 'shadow_waiver'),
+      ('turnout_reader', 'select', 'watched_table'),
+      ('turnout_operator', 'select', 'shadow_call'),
+      ('turnout_operator', 'select', 'shadow_arrival'),
+      ('turnout_operator', 'select', 'shadow_count'),
+      ('turnout_operator', 'select', 'shadow_variant'),
+      ('turnout_operator', 'select', 'shadow_mismatch'),
+      ('turnout_operator', 'select', 'shadow_example'),
+      ('turnout_operator', 'select', 'shadow_waiver'),
+      ('turnout_operator', 'select', 'watched_table')
     ) as w (role, rights, name)
     where pg_catalog.to_regclass('turnout.' || w.name) is not null
   loop
@@ -29,7 +46,14 @@ begin
       ('turnout_consumer', 'next_held'),
       ('turnout_consumer', 'finish_effect'),
       ('turnout_consumer', 'park_effect'),
+      ('turnout_consumer', 'record_shadow'),
+      ('turnout_consumer', 'record_shadow_arrivals'),
+      ('turnout_consumer', 'delete_old_shadow'),
+      ('turnout_operator', 'waive_mismatch'),
+      ('turnout_operator', 'watch_table'),
+      ('turnout_operator', 'unwatch_table'),
       ('turnout_operator', 'record_check'),
+      ('turnout_operator', 'redrive'),
       ('turnout_relay', 'record_check'),
       ('turnout_relay', 'step_back'),
       ('turnout_consumer', 'record_callers'),

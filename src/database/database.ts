@@ -1,5 +1,3 @@
-import type { Rehearsed } from './joining.ts';
-
 /** The result of a statement, as far as Turnout reads it; the result of `pg` fits. */
 export interface QueryResultLike<Row> {
   readonly rows: Row[];
@@ -24,6 +22,13 @@ export interface Session extends Queryable {
   /** Gives the connection back; with `destroy`, closes it instead (session settings and locks go with it). Called twice, does nothing. */
   release(destroy?: boolean): void;
 }
+
+/** How a rehearsal went, before it was taken back. */
+export type Rehearsed<Result> =
+  | { readonly kind: 'done'; readonly result: Result }
+  | { readonly kind: 'threw'; readonly error: unknown }
+  /** It had not ended in time. */
+  | { readonly kind: 'late' };
 
 /**
  * A Postgres database, as the user's own library reaches it. `Tx` is what that library calls a transaction

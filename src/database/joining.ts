@@ -2,6 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { TurnoutError, isTurnoutError } from '../errors/index.ts';
 import type { ClientLike, ClientPool, ClientResult } from './client.ts';
 import { ignoreErrorEvents, isConnectionLost, orUnreachable, takeClient } from './client.ts';
+import type { Rehearsed } from './database.ts';
 import type { Ending, OpenTransaction, Scope } from './open-transaction.ts';
 import { isCut, openTransaction, refused } from './open-transaction.ts';
 import { refusedInRehearsal } from './rehearsal-command.ts';
@@ -418,13 +419,6 @@ async function perform<Client extends ClientLike, Tx, Result>(
     await handed.release?.();
   }
 }
-
-/** How a rehearsal went, before it was taken back. */
-export type Rehearsed<Result> =
-  | { readonly kind: 'done'; readonly result: Result }
-  | { readonly kind: 'threw'; readonly error: unknown }
-  /** It had not ended in time. */
-  | { readonly kind: 'late' };
 
 /**
  * Runs `work` in a savepoint of the transaction that is open here, and takes back all that it wrote, whatever it did.

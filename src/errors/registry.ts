@@ -287,6 +287,20 @@ export const errorKinds = {
     retryable: false,
     remedy: 'Name the consumer in the configuration and export its definition.',
   },
+  TURNOUT_SHADOW_GROUP_UNKNOWN: {
+    retryable: false,
+    sqlState: 'TU025',
+    remedy: 'Take a fingerprint that `turnout shadow report <name>` shows.',
+  },
+  TURNOUT_SHADOW_TABLE_INVALID: {
+    retryable: false,
+    sqlState: 'TU026',
+    remedy: 'Watch the tables that the handler writes to: ordinary or partitioned ones of the service.',
+  },
+  TURNOUT_SHADOW_MISMATCHED: {
+    retryable: false,
+    remedy: 'Look at the groups of the report: correct the handler, ignore what may differ, or waive it until a date.',
+  },
   TURNOUT_FAILPOINT_UNKNOWN: { retryable: false, remedy: 'Use one of the names in src/lifecycle/failpoints.ts.' },
 } as const satisfies Record<string, ErrorKind>;
 

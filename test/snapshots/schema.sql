@@ -38,13 +38,13 @@ begin
 end
 $$;
 
-CREATE FUNCTION turnout.await_replies(effect_keys text[], switchovers text[]) RETURNS void
+CREATE FUNCTION turnout.await_replies(effect_keys text[], switchovers text[], routes text[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
-  insert into turnout.reply (effect_key, switchover)
-    select e.effect_key, e.switchover
-    from unnest(await_replies.effect_keys, await_replies.switchovers) as e (effect_key, switchover)
+  insert into turnout.reply (effect_key, switchover, route)
+    select e.effect_key, e.switchover, e.route
+    from unnest(await_replies.effect_keys, await_replies.switchovers, await_replies.routes) as e (effect_key, switchover, route)
     order by e.effect_key
     on conflict (effect_key) do nothing
 $$;
@@ -60,6 +60,33 @@ CREATE FUNCTION turnout.bad_header(headers jsonb) RETURNS text
             where jsonb_typeof(h.value) <> 'string' or h.key = '' or turnout.is_reserved_header(h.key)
             order by h.key limit 1)
   end
+$$;
+
+CREATE FUNCTION turnout.capture_write() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+  before text := current_setting('turnout.captured', true);
+  line text;
+begin
+  if before in ('too large', 'failed') then
+    return null;
+  end if;
+  begin
+    line := jsonb_build_object('table', tg_argv[0], 'op', lower(tg_op),
+                               'old', case when tg_op in ('UPDATE', 'DELETE') then to_jsonb(old) end,
+                               'new', case when tg_op in ('INSERT', 'UPDATE') then to_jsonb(new) end)::text;
+    if length(coalesce(before, '')) + length(line) > current_setting('turnout.capture')::integer then
+      perform set_config('turnout.captured', 'too large', true);
+    else
+      perform set_config('turnout.captured', coalesce(before, '') || line || e'\n', true);
+    end if;
+  exception when others then
+    perform set_config('turnout.captured', 'failed', true);
+  end;
+  return null;
+end
 $$;
 
 CREATE FUNCTION turnout.change_stage(source text, name text, stage text, reason text, percent numeric, force boolean, automatic boolean, detail jsonb) RETURNS bigint
@@ -85,7 +112,8 @@ begin
     raise exception 'Switchover % does not exist in source %.', change_stage.name, change_stage.source
       using errcode = 'TU002', detail = json_build_object('switchover', change_stage.name, 'source', change_stage.source)::text;
   end if;
-  share := case when change_stage.percent between -999 and 999 then change_stage.percent end;
+  -- 'NaN' is above everything.
+  share := case when change_stage.percent is not null then least(greatest(change_stage.percent, -1), 101) end;
   if change_stage.stage = current.stage and (current.stage <> 'ramp' or share = current.percent) then
     return current.epoch;
   end if;
@@ -220,6 +248,49 @@ begin
                             order by o.at limit delete_old_replies.most);
   get diagnostics deleted = row_count;
   return deleted;
+end
+$$;
+
+CREATE FUNCTION turnout.delete_old_shadow(consumer text, deliveries interval, decisions interval, most integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '2s'
+    AS $$
+#variable_conflict use_column
+declare
+  gone integer;
+  total integer := 0;
+begin
+  delete from turnout.shadow_call d where d.ctid = any (array(
+    select c.ctid from turnout.shadow_call c
+     where c.consumer = delete_old_shadow.consumer and c.called_at < clock_timestamp() - delete_old_shadow.deliveries
+     order by c.called_at limit delete_old_shadow.most for update skip locked));
+  get diagnostics gone = row_count;
+  total := total + gone;
+  delete from turnout.shadow_arrival d where d.ctid = any (array(
+    select a.ctid from turnout.shadow_arrival a
+     where a.consumer = delete_old_shadow.consumer and a.arrived_at < clock_timestamp() - delete_old_shadow.deliveries
+     order by a.arrived_at limit delete_old_shadow.most for update skip locked));
+  get diagnostics gone = row_count;
+  total := total + gone;
+  delete from turnout.shadow_count d where d.ctid = any (array(
+    select c.ctid from turnout.shadow_count c
+     where c.consumer = delete_old_shadow.consumer and c.minute < clock_timestamp() - delete_old_shadow.decisions
+     order by c.minute limit delete_old_shadow.most for update skip locked));
+  get diagnostics gone = row_count;
+  total := total + gone;
+  delete from turnout.shadow_mismatch d where d.ctid = any (array(
+    select m.ctid from turnout.shadow_mismatch m
+     where m.consumer = delete_old_shadow.consumer and m.minute < clock_timestamp() - delete_old_shadow.decisions
+     order by m.minute limit delete_old_shadow.most for update skip locked));
+  get diagnostics gone = row_count;
+  total := total + gone;
+  delete from turnout.shadow_example d where d.ctid = any (array(
+    select e.ctid from turnout.shadow_example e
+     where e.consumer = delete_old_shadow.consumer and e.at < clock_timestamp() - delete_old_shadow.decisions
+     order by e.at limit delete_old_shadow.most for update skip locked));
+  get diagnostics gone = row_count;
+  return total + gone;
 end
 $$;
 
@@ -925,6 +996,70 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.record_shadow(consumer text, release text, gathered jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '2s'
+    AS $$
+#variable_conflict use_column
+begin
+  insert into turnout.shadow_call (consumer, effect_key, event_type, called_at, bucket, sample)
+    select record_shadow.consumer, c."effectKey", c."eventType", clock_timestamp() - make_interval(secs => c.ago / 1000.0), c.bucket, c.sample
+      from jsonb_to_recordset(record_shadow.gathered -> 'calls')
+           as c ("effectKey" text, "eventType" text, ago double precision, bucket integer, sample integer)
+     order by c."effectKey"
+    on conflict do nothing;
+  insert into turnout.shadow_count as n (consumer, event_type, variant, release, minute, matched, mismatched, failed, skipped)
+    select record_shadow.consumer, c."eventType", c.variant, record_shadow.release, date_trunc('minute', clock_timestamp()),
+           c.matched, c.mismatched, c.failed, c.skipped
+      from jsonb_to_recordset(record_shadow.gathered -> 'counts')
+           as c ("eventType" text, variant text, matched bigint, mismatched bigint, failed bigint, skipped bigint)
+     order by c."eventType", c.variant
+    on conflict (consumer, event_type, variant, release, minute) do update
+      set matched = n.matched + excluded.matched, mismatched = n.mismatched + excluded.mismatched,
+          failed = n.failed + excluded.failed, skipped = n.skipped + excluded.skipped;
+  insert into turnout.shadow_mismatch as m (consumer, fingerprint, minute, release, kind, event_type, paths, count, first_at, last_at)
+    select record_shadow.consumer, g.fingerprint, date_trunc('minute', clock_timestamp()), record_shadow.release, g.kind, g."eventType",
+           g.paths, g.count, clock_timestamp(), clock_timestamp()
+      from jsonb_to_recordset(record_shadow.gathered -> 'mismatches')
+           as g (fingerprint text, kind text, "eventType" text, paths jsonb, count bigint)
+     order by g.fingerprint
+    on conflict (consumer, fingerprint, minute, release) do update set count = m.count + excluded.count, last_at = excluded.last_at;
+  -- The newest five of a group stay.
+  insert into turnout.shadow_example (consumer, fingerprint, effect_key, release, expected, actual, at)
+    select record_shadow.consumer, g.fingerprint, g."effectKey", record_shadow.release, g.expected, g.actual, clock_timestamp()
+      from jsonb_to_recordset(record_shadow.gathered -> 'mismatches') as g (fingerprint text, "effectKey" text, expected jsonb, actual jsonb);
+  delete from turnout.shadow_example e
+    using (select x.id, row_number() over (partition by x.fingerprint order by x.id desc) as nth
+             from turnout.shadow_example x
+            where x.consumer = record_shadow.consumer
+              and x.fingerprint in (select g ->> 'fingerprint' from jsonb_array_elements(record_shadow.gathered -> 'mismatches') g)) old
+    where e.id = old.id and old.nth > 5;
+  if record_shadow.gathered ? 'variants' then
+    delete from turnout.shadow_variant v
+      where v.consumer = record_shadow.consumer and not (record_shadow.gathered -> 'variants') ? v.variant;
+    insert into turnout.shadow_variant (consumer, variant)
+      select record_shadow.consumer, v from jsonb_array_elements_text(record_shadow.gathered -> 'variants') v order by v
+      on conflict do nothing;
+  end if;
+end
+$$;
+
+CREATE FUNCTION turnout.record_shadow_arrivals(consumer text, arrivals jsonb) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '2s'
+    AS $$
+  insert into turnout.shadow_arrival (consumer, effect_key, event_type, source, topic, partition, "offset", key, generation, place, epoch,
+                                      occurred_at, arrived_at, problem, bucket, sample)
+  select record_shadow_arrivals.consumer, a."effectKey", a."eventType", a.source, a.topic, a.partition, a."offset", a.key, a.generation,
+         a.place, a.epoch, a."occurredAt", clock_timestamp(), a.problem, a.bucket, a.sample
+    from jsonb_to_recordset(record_shadow_arrivals.arrivals)
+         as a ("effectKey" text, "eventType" text, source text, topic text, partition integer, "offset" bigint, key text, generation integer,
+               place bigint, epoch bigint, "occurredAt" timestamptz, problem text, bucket integer, sample integer)
+  on conflict do nothing;
+$$;
+
 CREATE FUNCTION turnout.record_since(source text, name text, since jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -933,6 +1068,83 @@ CREATE FUNCTION turnout.record_since(source text, name text, since jsonb) RETURN
 begin
   update turnout.switchover s set since = record_since.since
     where s.source = record_since.source and s.name = record_since.name and s.since is null;
+end
+$$;
+
+CREATE FUNCTION turnout.redrive(source text, name text, consumed jsonb DEFAULT NULL::jsonb, seqs bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  current turnout.switchover;
+  first_epoch bigint := 0;
+  -- Everything that is visible here has been consumed.
+  done pg_snapshot := '1:1:';
+  redriven bigint;
+begin
+  -- Held against a stage change: `done` must not come between.
+  select * into current from turnout.switchover s
+    where s.source = redrive.source and s.name = redrive.name for no key update;
+  if not found then
+    raise exception 'Switchover % does not exist in source %.', redrive.name, redrive.source
+      using errcode = 'TU002', detail = json_build_object('switchover', redrive.name, 'source', redrive.source)::text;
+  end if;
+  if current.stage = 'done' then
+    raise exception 'Switchover % is done.', current.name
+      using errcode = 'TU017', detail = json_build_object('switchover', current.name)::text;
+  end if;
+  if current.endpoint = 'bridged' then
+    -- It doesn't know what it has had.
+    raise exception 'Switchover % has a bridged endpoint, through which nothing may come twice.', current.name
+      using errcode = 'TU013', detail = json_build_object('switchover', current.name)::text;
+  end if;
+  if redrive.consumed is null then
+    select coalesce(max(h.epoch), current.epoch + 1) into first_epoch from turnout.switchover_history h
+      where h.source = current.source and h.switchover = current.name and h.from_stage = 'rpc' and h.to_stage <> 'rpc';
+  else
+    -- The newest tick before which no partition of the topic was given more events than were consumed.
+    select t.lo into done from turnout.relay_tick t
+      where t.shard = 0 and not exists (
+        select from jsonb_each(t.numbers) g
+        cross join lateral jsonb_array_elements_text(g.value -> current.topic) with ordinality as n (count, place)
+        cross join lateral (select substr(g.key, length(current.source) + 2)::integer as generation) of
+        where starts_with(g.key, current.source || '/')
+          and n.count::bigint > coalesce((
+            select max(case when c.generation > of.generation then n.count::bigint when c.generation = of.generation then c.sequence else 0 end)
+            from jsonb_to_recordset(redrive.consumed) as c (topic text, partition integer, source text, generation integer, sequence bigint)
+            where c.source = current.source and c.topic = current.topic and c.partition = n.place - 1), 0))
+      order by t.tick desc limit 1;
+    done := coalesce(done, '1:1:');
+  end if;
+
+  with wanted as (
+    select o.seq, o.xid, o.id, o.topic, o.aggregateid, o.type, o.routes from turnout.outbox o
+      where o.source = current.source and o.xid >= pg_snapshot_xmin(done) and not pg_visible_in_snapshot(o.xid, done)
+    union
+    select o.seq, o.xid, o.id, o.topic, o.aggregateid, o.type, o.routes from turnout.outbox o
+      where o.source = current.source and o.seq = any (redrive.seqs)
+  ), routed as (
+    select w.*, e.entry from wanted w
+    cross join lateral unnest(string_to_array(w.routes, ', ')) as e (entry)
+    where w.topic = current.topic and w.type = any (current.event_types) and starts_with(e.entry, current.consumer || '=event;')
+  ), inserted as (
+    insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, key,
+                                      generation, number, epoch, due_at)
+      select current.consumer || '.' || r.id, current.source, current.name, r.seq % 16, current.consumer, r.id, r.seq, r.xid, r.topic,
+             r.aggregateid, substring(r.entry from ';generation=(\d+)')::integer, substring(r.entry from ';number=(\d+)')::bigint,
+             substring(r.entry from ';epoch=(\d+)')::bigint, clock_timestamp()
+      from routed r
+      where substring(r.entry from ';epoch=(\d+)')::bigint >= first_epoch or r.seq = any (redrive.seqs)
+      order by r.seq
+      on conflict (effect_key) do nothing
+      returning 1
+  )
+  select count(*) into redriven from inserted;
+  insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, detail)
+    values (current.source, current.name, current.epoch, current.stage, current.stage, current.percent,
+            format('(calls for events: %s)', redriven), jsonb_build_object('redriven', redriven));
+  return redriven;
 end
 $$;
 
@@ -1094,11 +1306,11 @@ begin
 end
 $$;
 
-CREATE FUNCTION turnout.reply_status(effect_keys text[]) RETURNS TABLE(effect_key text, switchover text, outcome text, answer text, event_id uuid, data text, is_owed boolean)
+CREATE FUNCTION turnout.reply_status(effect_keys text[]) RETURNS TABLE(effect_key text, switchover text, route text, outcome text, answer text, event_id uuid, data text, is_owed boolean)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
-  select r.effect_key, r.switchover, r.outcome, r.answer::text, r.event_id, r.data::text,
+  select r.effect_key, r.switchover, r.route, r.outcome, r.answer::text, r.event_id, r.data::text,
          exists (select from turnout.rpc_delivery d where d.effect_key = r.effect_key)
   from turnout.reply r
   where r.effect_key = any (reply_status.effect_keys)
@@ -1371,6 +1583,62 @@ CREATE FUNCTION turnout.undeclared_publishers(source text, name text, within_tim
     and position(', ' || s.consumer || '=' in ', ' || coalesce(recent.routes, '')) = 0
 $$;
 
+CREATE FUNCTION turnout.unwatch_table(watched regclass) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+  execute format('drop trigger if exists turnout_capture on %s', watched);
+  execute format('drop trigger if exists turnout_capture_all on %s', watched);
+end
+$$;
+
+CREATE FUNCTION turnout.waive_mismatch(consumer text, fingerprint text, until timestamp with time zone, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  if coalesce(trim(waive_mismatch.reason), '') = '' then
+    raise exception 'To waive a mismatch needs a reason.' using errcode = 'TU012';
+  end if;
+  perform from turnout.shadow_mismatch m
+    where m.consumer = waive_mismatch.consumer and m.fingerprint = waive_mismatch.fingerprint limit 1;
+  if not found then
+    raise exception 'The shadow of % has no group %.', waive_mismatch.consumer, waive_mismatch.fingerprint
+      using errcode = 'TU025', detail = json_build_object('consumer', waive_mismatch.consumer, 'fingerprint', waive_mismatch.fingerprint)::text;
+  end if;
+  insert into turnout.shadow_waiver (consumer, fingerprint, until, reason, by)
+    values (waive_mismatch.consumer, waive_mismatch.fingerprint, waive_mismatch.until, waive_mismatch.reason, session_user)
+    on conflict (consumer, fingerprint) do update
+      set until = excluded.until, reason = excluded.reason, by = excluded.by, at = clock_timestamp();
+end
+$$;
+
+CREATE FUNCTION turnout.watch_table(watched regclass) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+  relation record;
+  name text;
+begin
+  select c.relname, c.relkind, n.nspname into relation
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = watched;
+  if relation.relkind not in ('r', 'p') or relation.nspname in ('turnout', 'pg_catalog', 'information_schema') then
+    raise exception '% can''t be watched: it is no table of the service''s own.', watched
+      using errcode = 'TU026', detail = json_build_object('table', watched::text)::text;
+  end if;
+  name := case when relation.nspname = 'public' then relation.relname else relation.nspname || '.' || relation.relname end;
+  execute format('create or replace trigger turnout_capture after insert or update or delete on %s for each row '
+                 'when (current_setting(''turnout.capture'', true) <> '''') execute function turnout.capture_write(%L)', watched, name);
+  if relation.relkind = 'r' then
+    execute format('create or replace trigger turnout_capture_all after truncate on %s for each statement '
+                   'when (current_setting(''turnout.capture'', true) <> '''') execute function turnout.capture_write(%L)', watched, name);
+  end if;
+end
+$$;
+
 CREATE TABLE turnout.alarm (
     id bigint NOT NULL,
     consumer text NOT NULL,
@@ -1588,6 +1856,7 @@ CREATE TABLE turnout.relay_tick (
 CREATE TABLE turnout.reply (
     effect_key text NOT NULL,
     switchover text NOT NULL,
+    route text NOT NULL,
     outcome text,
     answer json,
     event_id uuid,
@@ -1595,7 +1864,8 @@ CREATE TABLE turnout.reply (
     data json,
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     settled_at timestamp with time zone,
-    CONSTRAINT reply_outcome_check CHECK ((outcome = ANY (ARRAY['applied'::text, 'rejected'::text, 'skipped'::text, 'dead'::text, 'duplicate'::text])))
+    CONSTRAINT reply_outcome_check CHECK ((outcome = ANY (ARRAY['applied'::text, 'rejected'::text, 'skipped'::text, 'dead'::text, 'duplicate'::text]))),
+    CONSTRAINT reply_route_check CHECK ((route = ANY (ARRAY['rpc'::text, 'event'::text])))
 )
 WITH (fillfactor='70');
 
@@ -1624,6 +1894,96 @@ CREATE TABLE turnout.rpc_open (
     source text NOT NULL,
     switchover text NOT NULL,
     stripe smallint NOT NULL
+);
+
+CREATE TABLE turnout.shadow_arrival (
+    consumer text NOT NULL,
+    effect_key text NOT NULL,
+    event_type text NOT NULL,
+    source text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    "offset" bigint NOT NULL,
+    key text,
+    generation integer,
+    place bigint,
+    epoch bigint NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    arrived_at timestamp with time zone NOT NULL,
+    problem text,
+    bucket integer NOT NULL,
+    sample integer NOT NULL
+);
+
+CREATE TABLE turnout.shadow_call (
+    consumer text NOT NULL,
+    effect_key text NOT NULL,
+    event_type text NOT NULL,
+    called_at timestamp with time zone NOT NULL,
+    bucket integer NOT NULL,
+    sample integer NOT NULL
+);
+
+CREATE TABLE turnout.shadow_count (
+    consumer text NOT NULL,
+    event_type text NOT NULL,
+    variant text NOT NULL,
+    release text NOT NULL,
+    minute timestamp with time zone NOT NULL,
+    matched bigint DEFAULT 0 NOT NULL,
+    mismatched bigint DEFAULT 0 NOT NULL,
+    failed bigint DEFAULT 0 NOT NULL,
+    skipped bigint DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='70');
+
+CREATE TABLE turnout.shadow_example (
+    id bigint NOT NULL,
+    consumer text NOT NULL,
+    fingerprint text NOT NULL,
+    effect_key text NOT NULL,
+    release text NOT NULL,
+    expected jsonb NOT NULL,
+    actual jsonb NOT NULL,
+    at timestamp with time zone NOT NULL
+);
+
+ALTER TABLE turnout.shadow_example ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME turnout.shadow_example_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE turnout.shadow_mismatch (
+    consumer text NOT NULL,
+    fingerprint text NOT NULL,
+    minute timestamp with time zone NOT NULL,
+    release text NOT NULL,
+    kind text NOT NULL,
+    event_type text NOT NULL,
+    paths jsonb NOT NULL,
+    count bigint NOT NULL,
+    first_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone NOT NULL,
+    CONSTRAINT shadow_mismatch_kind_check CHECK ((kind = ANY (ARRAY['writes'::text, 'answer'::text, 'effects'::text, 'error'::text, 'several'::text])))
+)
+WITH (fillfactor='70');
+
+CREATE TABLE turnout.shadow_variant (
+    consumer text NOT NULL,
+    variant text NOT NULL
+);
+
+CREATE TABLE turnout.shadow_waiver (
+    consumer text NOT NULL,
+    fingerprint text NOT NULL,
+    until timestamp with time zone NOT NULL,
+    reason text NOT NULL,
+    by text DEFAULT SESSION_USER NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 CREATE TABLE turnout.source (
@@ -1719,6 +2079,32 @@ CREATE TABLE turnout.unknown_caller (
 )
 WITH (fillfactor='70');
 
+CREATE VIEW turnout.watched_table AS
+ SELECT (t.tgrelid)::regclass AS watched,
+    convert_from(rtrim(t.tgargs, '\x00'::bytea), 'UTF8'::name) AS name,
+    COALESCE(( SELECT json_agg(a.attname ORDER BY k.nth) AS json_agg
+           FROM ((pg_index i
+             CROSS JOIN LATERAL unnest((i.indkey)::smallint[]) WITH ORDINALITY k(attnum, nth))
+             JOIN pg_attribute a ON (((a.attrelid = i.indrelid) AND (a.attnum = k.attnum))))
+          WHERE ((i.indrelid = t.tgrelid) AND i.indisprimary)), '[]'::json) AS key_columns,
+    COALESCE(( SELECT json_agg(a.attname ORDER BY a.attnum) AS json_agg
+           FROM (pg_attribute a
+             LEFT JOIN pg_attrdef d ON (((d.adrelid = a.attrelid) AND (d.adnum = a.attnum))))
+          WHERE ((a.attrelid = t.tgrelid) AND (a.attnum > 0) AND (NOT a.attisdropped) AND ((a.attidentity <> ''::"char") OR ((a.attgenerated = ''::"char") AND (((d.adbin)::text ~~ '%SQLVALUEFUNCTION%'::text) OR (EXISTS ( SELECT
+                   FROM (regexp_matches((d.adbin)::text, 'funcid (\d+)'::text, 'g'::text) f(f)
+                     JOIN pg_proc p ON ((p.oid = (f.f[1])::oid)))
+                  WHERE (p.provolatile <> 'i'::"char")))))))), '[]'::json) AS generated_columns,
+    COALESCE(( SELECT json_agg(json_build_object('column', a.attname, 'table', convert_from(rtrim(o.tgargs, '\x00'::bytea), 'UTF8'::name), 'refers', r.attname)) AS json_agg
+           FROM ((((pg_constraint c
+             JOIN pg_trigger o ON (((o.tgrelid = c.confrelid) AND (o.tgname = 'turnout_capture'::name))))
+             CROSS JOIN LATERAL UNNEST(c.conkey, c.confkey) k(own, other))
+             JOIN pg_attribute a ON (((a.attrelid = c.conrelid) AND (a.attnum = k.own))))
+             JOIN pg_attribute r ON (((r.attrelid = c.confrelid) AND (r.attnum = k.other))))
+          WHERE ((c.conrelid = t.tgrelid) AND (c.contype = 'f'::"char"))), '[]'::json) AS referring_columns
+   FROM (pg_trigger t
+     JOIN pg_class w ON ((w.oid = t.tgrelid)))
+  WHERE ((t.tgname = 'turnout_capture'::name) AND (NOT w.relispartition));
+
 ALTER TABLE ONLY turnout.alarm
     ADD CONSTRAINT alarm_pkey PRIMARY KEY (id);
 
@@ -1773,6 +2159,27 @@ ALTER TABLE ONLY turnout.rpc_delivery
 ALTER TABLE ONLY turnout.rpc_open
     ADD CONSTRAINT rpc_open_pkey PRIMARY KEY (source, switchover, stripe);
 
+ALTER TABLE ONLY turnout.shadow_arrival
+    ADD CONSTRAINT shadow_arrival_pkey PRIMARY KEY (consumer, effect_key);
+
+ALTER TABLE ONLY turnout.shadow_call
+    ADD CONSTRAINT shadow_call_pkey PRIMARY KEY (consumer, effect_key);
+
+ALTER TABLE ONLY turnout.shadow_count
+    ADD CONSTRAINT shadow_count_pkey PRIMARY KEY (consumer, event_type, variant, release, minute);
+
+ALTER TABLE ONLY turnout.shadow_example
+    ADD CONSTRAINT shadow_example_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY turnout.shadow_mismatch
+    ADD CONSTRAINT shadow_mismatch_pkey PRIMARY KEY (consumer, fingerprint, minute, release);
+
+ALTER TABLE ONLY turnout.shadow_variant
+    ADD CONSTRAINT shadow_variant_pkey PRIMARY KEY (consumer, variant);
+
+ALTER TABLE ONLY turnout.shadow_waiver
+    ADD CONSTRAINT shadow_waiver_pkey PRIMARY KEY (consumer, fingerprint);
+
 ALTER TABLE ONLY turnout.source
     ADD CONSTRAINT source_pkey PRIMARY KEY (name);
 
@@ -1804,6 +2211,8 @@ CREATE INDEX held_oldest ON turnout.held USING btree (consumer, id);
 
 CREATE INDEX held_parked ON turnout.held USING btree (consumer, held_at) WHERE (reason = 'parked'::text);
 
+CREATE INDEX inbox_dead ON ONLY turnout.inbox USING btree (consumer, finished_at) WHERE (outcome = 'dead'::text);
+
 CREATE INDEX inbox_intent ON ONLY turnout.inbox USING btree (consumer) WHERE (outcome = ANY (ARRAY['running'::text, 'queued'::text]));
 
 CREATE INDEX inbox_finished ON ONLY turnout.inbox USING brin (finished_at) WITH (pages_per_range='16', autosummarize='on');
@@ -1817,6 +2226,18 @@ CREATE INDEX rpc_delivery_due ON turnout.rpc_delivery USING btree (due_at NULLS 
 CREATE INDEX rpc_delivery_key ON turnout.rpc_delivery USING btree (consumer, source, topic, key, number) WHERE (number IS NOT NULL);
 
 CREATE INDEX rpc_delivery_seq ON turnout.rpc_delivery USING btree (seq);
+
+CREATE INDEX shadow_arrival_time ON turnout.shadow_arrival USING btree (consumer, arrived_at);
+
+CREATE INDEX shadow_call_time ON turnout.shadow_call USING btree (consumer, called_at);
+
+CREATE INDEX shadow_count_time ON turnout.shadow_count USING btree (consumer, minute);
+
+CREATE INDEX shadow_example_group ON turnout.shadow_example USING btree (consumer, fingerprint, id);
+
+CREATE INDEX shadow_example_time ON turnout.shadow_example USING btree (consumer, at);
+
+CREATE INDEX shadow_mismatch_time ON turnout.shadow_mismatch USING btree (consumer, minute);
 
 CREATE INDEX switchover_check_newest ON turnout.switchover_check USING btree (source, switchover, id DESC);
 
