@@ -1,8 +1,8 @@
 import type { ConsumerDefinition, Source } from './consumer/index.ts';
-import type { Database } from './database/index.ts';
+import type { Database, Queryable } from './database/index.ts';
 import type { AnyEventDefinition } from './event/index.ts';
 import type { Publisher, TopicAdmin } from './relay/index.ts';
-import type { SwitchoverDefinition } from './switchover/index.ts';
+import type { ConsumerEvidence, EvidenceQuestion, OnAlert, SwitchoverDefinition } from './switchover/index.ts';
 
 /** How to reach a broker. `kafkaJs(kafka)` of `turnout/kafkajs` and `inMemoryBroker()` of `turnout/testing` are ones. */
 export interface Broker {
@@ -27,6 +27,15 @@ export interface TurnoutConfig {
   readonly switchovers?: readonly SwitchoverDefinition[];
   /** Consumers that this service runs; each has its own database. */
   readonly consumers?: readonly ConsumerDefinition[];
+  /**
+   * Databases of consumers that this configuration doesn't run, by the consumer's name: checks and guardrails look there. Rights of
+   * turnout_reader are enough. For a consumer in `consumers`, its own database is used.
+   */
+  readonly consumerDatabases?: Readonly<Record<string, Queryable>>;
+  /** Where there is no access to a consumer's database: a function that fetches what the consumer serves by `consumerEvidence`. */
+  readonly evidence?: Readonly<Record<string, (question: EvidenceQuestion) => Promise<ConsumerEvidence>>>;
+  /** Told of guardrails that stepped back, were breached, or can't see a consumer: `webhook(url)`, or any function. */
+  readonly onAlert?: OnAlert;
   /** Called when a command is done: ends pools and clients, so that the process can exit at once. */
   readonly close?: () => Promise<void>;
 }

@@ -74,6 +74,29 @@ export type {
   ReplyStatusOptions,
 } from './switchover/index.ts';
 
+// Checks and guardrails
+export { checkSwitchover, consumerEvidence, guardrails, judge, webhook } from './switchover/index.ts';
+export type {
+  Alert,
+  Breach,
+  CheckFacts,
+  CheckOptions,
+  CheckRules,
+  CheckVerdict,
+  ConsumerEvidence,
+  ConsumerView,
+  EvidenceQuestion,
+  Finding,
+  GuardrailOptions,
+  GuardrailRules,
+  Guardrails,
+  Judgement,
+  OnAlert,
+  SwitchoverCheck,
+  UnknownCaller,
+  WebhookOptions,
+} from './switchover/index.ts';
+
 // Databases
 export { migrate, migrationScript, requireMigrations } from './database/index.ts';
 export type {

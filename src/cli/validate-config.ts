@@ -29,6 +29,10 @@ const shape: Readonly<Record<keyof TurnoutConfig, (value: unknown) => string | u
       (each) => has(each, 'name') && has(each, 'database') && has(each, 'handlers'),
       'a consumer: use defineConsumer',
     ),
+  consumerDatabases: (value) =>
+    recordOf(value, (each) => hasMethods(each, ['query']), 'a database: use pgDatabase(pool)'),
+  evidence: (value) => recordOf(value, (each) => typeof each === 'function', 'a function'),
+  onAlert: (value) => (typeof value === 'function' ? undefined : 'is not a function'),
   close: (value) => (typeof value === 'function' ? undefined : 'is not a function'),
 };
 
@@ -100,6 +104,12 @@ function listOf(value: unknown, fits: (each: unknown) => boolean, what: string):
   if (!Array.isArray(value)) return 'is not an array';
   const index = value.findIndex((each) => !fits(each));
   return index === -1 ? undefined : `has at place ${index} something that is not ${what}`;
+}
+
+function recordOf(value: unknown, fits: (each: unknown) => boolean, what: string): string | undefined {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return 'is not an object';
+  const wrong = Object.entries(value).find(([, each]) => !fits(each));
+  return wrong === undefined ? undefined : `has under ${wrong[0]} something that is not ${what}`;
 }
 
 function has(value: unknown, field: string): boolean {

@@ -2,6 +2,10 @@ import { TurnoutError } from '../errors/index.ts';
 import { isName } from '../event/index.ts';
 import type { AnyEventDefinition, Ordering, Reaction } from '../event/index.ts';
 import type { EndpointKind } from './bridged-answer.ts';
+import { validateCheckRules } from './checks.ts';
+import type { CheckRules } from './checks.ts';
+import { validateGuardrailRules } from './guardrails.ts';
+import type { GuardrailRules } from './guardrails.ts';
 
 /** What a call is made with. It depends on the event and on service credentials only: a re-driven call has no user's token. */
 export interface RpcCall {
@@ -41,6 +45,10 @@ export interface SwitchoverDefinition<Replied extends MaybeReply = MaybeReply> {
   readonly eventTypes: readonly string[];
   /** The event with which the consumer answers, once it is moved. */
   readonly reply?: Replied;
+  /** What its checks are held against, where that isn't the default. */
+  readonly checks?: CheckRules;
+  /** When it is stepped back by itself, where that isn't the default. */
+  readonly guardrails?: GuardrailRules;
 }
 
 /**
@@ -77,6 +85,10 @@ export function defineSwitchover<Replied extends MaybeReply = undefined>(definit
   isDefinitive?: (status: number) => boolean;
   /** The event with which the consumer answers (docs/replies.md): whoever waits for `reply()` gets its data after the switch. */
   reply?: Replied;
+  /** Limits of the checks before a promotion (docs/checks.md); what is left out has its default. */
+  checks?: CheckRules;
+  /** Limits that step it back by itself, in `turnout run`; `{ enabled: false }` switches that off. */
+  guardrails?: GuardrailRules;
 }): SwitchoverDefinition<Replied> {
   const { name, consumer, order, rpc, timeoutMs = 10_000, endpoint = 'wrapped', isDefinitive } = definition;
   if (!isName(name))
@@ -112,6 +124,8 @@ export function defineSwitchover<Replied extends MaybeReply = undefined>(definit
       'isDefinitive',
       `Switchover ${name} has isDefinitive, which is for bridged endpoints: a wrapped one decides itself (createEndpoint).`,
     );
+  validateCheckRules(name, definition.checks ?? {});
+  validateGuardrailRules(name, definition.guardrails ?? {});
   const first = rpc[0]?.event;
   if (first === undefined) throw invalid(name, 'rpc', `Switchover ${name} has no calls.`);
   const seen = new Set<string>();
@@ -143,6 +157,8 @@ export function defineSwitchover<Replied extends MaybeReply = undefined>(definit
     topic: first.topic.name,
     eventTypes: [...new Set(rpc.map(({ event }) => event.name))],
     ...(definition.reply === undefined ? {} : { reply: definition.reply }),
+    ...(definition.checks === undefined ? {} : { checks: definition.checks }),
+    ...(definition.guardrails === undefined ? {} : { guardrails: definition.guardrails }),
   });
 }
 

@@ -12,21 +12,39 @@ export { callFor, defineSwitchover } from './define-switchover.ts';
 export type { MaybeReply, RpcAnswer, RpcCall, SwitchoverDefinition } from './define-switchover.ts';
 export { defaultCallRetry } from './deliver-call.ts';
 export type { CallRetryPolicy, Delivered, DeliveryOptions, OwedCall } from './deliver-call.ts';
-export { availableStages, isPromotion, isStage, rampBucket, routeFor, stages, transitions } from './stage.ts';
-export type { Routing, Stage } from './stage.ts';
+export { isPromotion, isStage, rampBucket, routeFor, stageChange, stages, transitions } from './stage.ts';
+export type { Routing, Stage, StageDecision, StageFacts, StageProblem, StageRequest, StageRow } from './stage.ts';
 export {
   createdXidFinished,
+  latestCheck,
+  recordCheck,
   recordSince,
+  redrive,
   registerSwitchover,
   setStage,
+  stepBack,
   switchoverHistory,
   switchoverStart,
   switchoverStatus,
 } from './stage-store.ts';
-export type { Since, StageChange, SwitchoverStatus } from './stage-store.ts';
+export type { ProblemDetails, RecordedCheck, Since, StageChange, SwitchoverStatus } from './stage-store.ts';
 export { definitiveCodes, grpcCodeOfStatus, statusOfGrpcCode } from './grpc-codes.ts';
 export { rpcSweeper } from './sweeper.ts';
 export type { RpcSweeper, RpcSweeperCounters, RpcSweeperOptions } from './sweeper.ts';
+export { webhook } from './alerts.ts';
+export type { Alert, OnAlert, WebhookOptions } from './alerts.ts';
+export { checkSwitchover } from './check-switchover.ts';
+export type { CheckOptions, SwitchoverCheck } from './check-switchover.ts';
+export { defaultCheckRules, duration, judge } from './checks.ts';
+export type { CheckFacts, CheckRules, CheckVerdict, Finding, Judgement } from './checks.ts';
+export { consumerEvidence } from './evidence.ts';
+export type { ConsumerEvidence, EndpointSeen, EvidenceQuestion, HeldEvidence, UnknownCaller } from './evidence.ts';
+export { askForEvidence, switchoverStates, unreadMs } from './facts.ts';
+export type { ConsumerView, SwitchoverState } from './facts.ts';
+export { breached, defaultGuardrailRules } from './guardrails.ts';
+export type { Breach, GuardrailFacts, GuardrailRules, GuardrailVerdict } from './guardrails.ts';
+export { guardrails } from './watch-switchovers.ts';
+export type { GuardrailOptions, Guardrails } from './watch-switchovers.ts';
 export { createEndpoint } from './endpoint.ts';
 export type { Endpoint, EndpointOptions, GateAnswer, GateRequest, HandlerAnswer } from './endpoint.ts';
 export { replyConsumer } from './replies/reply-consumer.ts';

@@ -1,0 +1,110 @@
+import type { Queryable } from '../database/index.ts';
+import { judge } from './checks.ts';
+import type { CheckFacts, CheckRules, Judgement } from './checks.ts';
+import { askForEvidence, partitionsBehind, switchoverState } from './facts.ts';
+import type { ConsumerView, SwitchoverState } from './facts.ts';
+import { switchoverStatus } from './stage-store.ts';
+import type { Stage } from './stage.ts';
+
+export interface CheckOptions extends ConsumerView {
+  readonly source: string;
+  /** The database with the outbox. */
+  readonly database: Queryable;
+  /** The switchover. */
+  readonly name: string;
+  /** The stage it is to go to. */
+  readonly target: Stage;
+  /** Of the definition; default: the default ones. */
+  readonly rules?: CheckRules | undefined;
+  /** Whether the verdict is kept, so that the stage may be set by it for ten minutes. Default true. */
+  readonly record?: boolean;
+}
+
+/** What a check said, and of what. */
+export interface SwitchoverCheck extends Judgement {
+  readonly switchover: string;
+  readonly consumer: string;
+  readonly stage: Stage;
+  readonly epoch: number;
+  readonly target: Stage;
+}
+
+/**
+ * Looks whether a switchover may go to a stage: collects what producer, broker and consumer know, judges it, and records the
+ * verdict, by which `setStage` goes. Throws TURNOUT_SWITCHOVER_UNKNOWN; broker and consumer that can't be asked make the verdict inconclusive.
+ *
+ * @example
+ * const { verdict, findings } = await checkSwitchover({
+ *   source: 'orders',
+ *   database: pgDatabase(pool),
+ *   name: 'order-confirmation',
+ *   target: 'event',
+ *   broker: kafkaJs(kafka).source(),
+ *   evidence: (question) => consumerEvidence(pgDatabase(mailPool), 'email', question),
+ * });
+ */
+export async function checkSwitchover(options: CheckOptions): Promise<SwitchoverCheck> {
+  const { source, database, name, target, rules, record = true } = options;
+  const state = await switchoverState(database, source, name);
+  const facts = await collectFacts(options, state);
+  const { verdict, findings } = judge(target, facts, rules);
+  if (record) await keep(database, source, name, target, { verdict, findings });
+  return {
+    switchover: name,
+    consumer: state.consumer,
+    stage: state.stage,
+    epoch: state.epoch,
+    target,
+    verdict,
+    findings,
+  };
+}
+
+const aDayMs = 86_400_000;
+
+async function collectFacts(options: CheckOptions, state: SwitchoverState): Promise<CheckFacts> {
+  const { source, database, name, target, rules, broker } = options;
+  const { consumer, topic, stage, inStageMs } = state;
+  // What was given up is asked for since the stage was set; for `done`, for all of the quiet time.
+  const withinMs = target === 'done' ? Math.max(inStageMs, (rules?.quietDays ?? 7) * aDayMs) : inStageMs;
+  const [[status], asked, running] = await Promise.all([
+    switchoverStatus(database, source, name),
+    askForEvidence(options, { withinMs, ...(stage === 'shadow' ? { shadowWithinMs: inStageMs } : {}) }),
+    broker?.running(consumer).catch(() => undefined),
+  ]);
+  const partitions =
+    broker === undefined
+      ? undefined
+      : await partitionsBehind(broker, asked.evidence, consumer, topic).catch(() => undefined);
+  return {
+    consumer,
+    stage,
+    order: state.order,
+    endpoint: state.endpoint,
+    inStageMs,
+    sinceRecorded: state.sinceRecorded,
+    undeclaredEvents: status?.undeclaredEvents ?? 0,
+    owedCalls: status?.owedCalls ?? 0,
+    failingCalls: status?.failedCalls ?? 0,
+    running,
+    partitions,
+    evidence: asked.evidence,
+    evidenceError: asked.error,
+  };
+}
+
+async function keep(
+  database: Queryable,
+  source: string,
+  name: string,
+  target: Stage,
+  { verdict, findings }: Judgement,
+): Promise<void> {
+  await database.query('select turnout.record_check($1, $2, $3, $4, $5::jsonb)', [
+    source,
+    name,
+    target,
+    verdict,
+    JSON.stringify(findings),
+  ]);
+}
