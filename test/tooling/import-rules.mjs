@@ -38,8 +38,9 @@ const packagesOfLayer = { cli: ['commander', 'tsx'] };
 
 /** An adapter imports the library it is named after. Here are those for which that is not the package's name.
  * @type {Record<string, readonly string[]>} */
-const packagesOfAdapter = {
+export const packagesOfAdapter = {
   fetch: [],
+  'json-rpc': ['json-rpc-2.0'],
   grpc: ['@grpc/grpc-js'],
   connect: ['@connectrpc/connect', '@bufbuild/protobuf'],
   trpc: ['@trpc/server', '@trpc/client'],

@@ -1,0 +1,1 @@
+export { switchedOver } from './switched-over.ts';

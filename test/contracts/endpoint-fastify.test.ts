@@ -1,0 +1,89 @@
+import { Readable } from 'node:stream';
+import fastify from 'fastify';
+import type { FastifyReply, FastifyRequest } from 'fastify';
+import { switchedOver } from 'turnout/fastify';
+import { callOverHttp, path } from './endpoint-http.ts';
+import { endpointContract } from './endpoint.ts';
+import type { Deed, EndpointDriver } from './endpoint.ts';
+
+/** What an old handler does with a reply. */
+function act(deed: Deed, reply: FastifyReply): unknown {
+  switch (deed.do) {
+    case 'answer':
+      return reply.headers(deed.headers ?? {}).send(deed.body);
+    case 'refuse':
+      return reply.code(422).send({ error: deed.message });
+    case 'fail':
+      return reply.code(500).send({ error: deed.message });
+    case 'status':
+      return reply.code(deed.status).header('location', '/').type('text/plain').send(deed.text);
+    case 'stream':
+      return reply.type('text/plain').send(Readable.from(deed.chunks));
+    case 'twice':
+      void reply.send(deed.body);
+      void reply.send({ second: true });
+      setImmediate(() => {
+        void reply.send({ third: true });
+        reply.raw.end('fourth');
+      });
+      return reply;
+    case 'break':
+      reply.hijack();
+      reply.raw.write('half of it');
+      return reply.raw.destroy();
+    case 'pass':
+      return reply.callNotFound();
+  }
+}
+
+const features = { statuses: true, streaming: true, answersTwice: true, breaks: true, passesOn: true };
+
+const ofOneRoute: EndpointDriver<FastifyRequest> = {
+  name: 'Fastify 5, preHandler of a route',
+  features,
+  authorization: (request) => request.headers.authorization,
+  async start({ endpoint, handler }) {
+    const app = fastify({ forceCloseConnections: true });
+    app.post(
+      path,
+      endpoint === undefined ? {} : { preHandler: switchedOver(endpoint) },
+      async (request, reply) => await act(await handler(request.body), reply),
+    );
+    return { call: callOverHttp(await app.listen({ host: '127.0.0.1', port: 0 })), stop: () => app.close() };
+  },
+};
+
+/** Much of what Fastify can do around a handler: hooks of both styles, schemas, its own error handler. */
+const ofAnApp: EndpointDriver<FastifyRequest> = {
+  name: 'Fastify 5, preValidation of an app',
+  features,
+  authorization: (request) => request.headers.authorization,
+  async start({ endpoint, handler }) {
+    const app = fastify({ forceCloseConnections: true });
+    if (endpoint !== undefined) app.addHook('preValidation', switchedOver(endpoint));
+    app.addHook('preHandler', async () => new Promise((resolve) => setImmediate(resolve)));
+    app.addHook('onSend', (_request, reply, payload, done) => {
+      void reply.header('x-sent', 'yes');
+      done(null, payload);
+    });
+    app.setErrorHandler((error, _request, reply) => reply.code(500).send({ error: `handled: ${String(error)}` }));
+    const schema = {
+      body: { type: 'object', required: ['name'], properties: { name: { type: 'string' } } },
+      response: { 200: { type: 'object', properties: { sent: { type: 'string' } } } },
+    };
+    // In the style of callbacks: nothing is returned.
+    app.post(path, { schema }, (request, reply) => {
+      void (async () => {
+        try {
+          act(await handler(request.body), reply);
+        } catch (error) {
+          void reply.send(error);
+        }
+      })();
+    });
+    return { call: callOverHttp(await app.listen({ host: '127.0.0.1', port: 0 })), stop: () => app.close() };
+  },
+};
+
+endpointContract(ofOneRoute);
+endpointContract(ofAnApp);
