@@ -91,7 +91,7 @@ export async function unreadMs(
   if (mine.length === 0) return undefined;
   const { rows } = await database.query<{ ms: number | null }>(
     `with newest as materialized (
-       select t.tick, t.lo = t.hi as closed, t.numbers, t.at from turnout.relay_tick t where t.shard = 0 order by t.tick desc limit 1
+       select t.tick, t.numbers from turnout.relay_tick t where t.shard = 0 order by t.tick desc limit 1
      ), read as materialized (
        select r.partition, r.sequence, s.name || '/' || r.generation as counted from jsonb_to_recordset($3::jsonb) as r (partition integer, generation integer, sequence bigint)
          join turnout.source s on s.name = $1 and s.generation = r.generation

@@ -58,6 +58,14 @@ export function guardrails<Tx>(options: GuardrailOptions<Tx>): Guardrails {
   const memories = new Map<string, Memory>();
   const seen = new Map<string, GuardrailVerdict>();
 
+  async function look(state: SwitchoverState, signal: AbortSignal): Promise<void> {
+    const rules = watched.get(state.name);
+    if (rules === undefined || rules.enabled === false) return;
+    const verdict = await watch(options, state, rules, memoryOf(memories, state), logger, signal);
+    if (verdict === undefined) seen.delete(state.name);
+    else seen.set(state.name, verdict);
+  }
+
   const run = service('guardrails', async (signal, ready) => {
     // Fails at once, and says so, if the database can't be reached or was not migrated.
     await database.query('select from turnout.switchover_check limit 0');
@@ -65,17 +73,10 @@ export function guardrails<Tx>(options: GuardrailOptions<Tx>): Guardrails {
     for (let failures = 0; !signal.aborted;) {
       try {
         const states = await switchoverStates(database, source);
-        await Promise.all(
-          states.map((state) => {
-            const rules = watched.get(state.name);
-            if (rules === undefined || rules.enabled === false) return undefined;
-            const memory = memoryOf(memories, state);
-            return watch(options, state, rules, memory, logger, signal).then((verdict) => {
-              if (verdict === undefined) seen.delete(state.name);
-              else seen.set(state.name, verdict);
-            });
-          }),
-        );
+        // All of them are waited for: one that fails must not be looked at twice at a time.
+        const looks = await Promise.allSettled(states.map((state) => look(state, signal)));
+        const failure = looks.find((each) => each.status === 'rejected');
+        if (failure !== undefined) throw failure.reason;
         failures = 0;
         await sleep(everyMs, signal);
       } catch (error) {
