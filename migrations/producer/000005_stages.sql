@@ -361,7 +361,7 @@ as $$
 declare
   deadline timestamptz := clock_timestamp() + interval '3 seconds';
   before text := current_setting('lock_timeout');
-  stripe smallint;
+  next_stripe smallint;
   owed bigint;
   oldest text;
 begin
@@ -371,12 +371,12 @@ begin
       using errcode = 'invalid_transaction_state';
   end if;
   begin
-    for stripe in
+    for next_stripe in
       select o.stripe from turnout.rpc_open o where o.source = close_calls.source and o.switchover = close_calls.name order by o.stripe
     loop
       perform set_config('lock_timeout', greatest(1, (extract(epoch from deadline - clock_timestamp()) * 1000)::integer) || 'ms', true);
       perform from turnout.rpc_open o
-        where o.source = close_calls.source and o.switchover = close_calls.name and o.stripe = close_calls.stripe for update;
+        where o.source = close_calls.source and o.switchover = close_calls.name and o.stripe = next_stripe for update;
     end loop;
   exception when lock_not_available then
     raise exception 'Transactions that publish calls of switchover % are still open.', close_calls.name
@@ -423,7 +423,8 @@ begin
     raise exception 'Switchover % does not exist in source %.', change_stage.name, change_stage.source
       using errcode = 'TU002', detail = json_build_object('switchover', change_stage.name, 'source', change_stage.source)::text;
   end if;
-  share := case when change_stage.percent between -999 and 999 then change_stage.percent end;
+  -- 'NaN' is above everything.
+  share := case when change_stage.percent is not null then least(greatest(change_stage.percent, -1), 101) end;
   if change_stage.stage = current.stage and (current.stage <> 'ramp' or share = current.percent) then
     return current.epoch;
   end if;
@@ -541,6 +542,89 @@ language sql volatile security definer set search_path = pg_catalog, turnout, pg
 as $$
   select turnout.change_stage(step_back.source, step_back.name, step_back.stage, step_back.reason, step_back.percent,
                               false, true, step_back.detail)
+$$;
+
+-- Brings what was routed to events through the old endpoint: calls are owed for it now, and the sweeper makes them. Returns for how many events.
+--   consumed  [{"topic", "partition", "source", "generation", "sequence"}]: how far the consumer is; what it may not have had yet is
+--             taken. It is found by ticks, so some is taken that it has had: the consumer knows it by its effect key.
+--             Null: everything that was routed to events since the switchover last left rpc.
+--   seqs      further events, such as those that the consumer holds
+-- May be repeated: what is owed already stays as it is. An event of a transaction that is still open is not found; it goes by Kafka.
+create function turnout.redrive(source text, name text, consumed jsonb default null, seqs bigint[] default '{}')
+returns bigint
+language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  current turnout.switchover;
+  first_epoch bigint := 0;
+  -- Everything that is visible here has been consumed.
+  done pg_snapshot := '1:1:';
+  redriven bigint;
+begin
+  -- Held against a stage change: `done` must not come between.
+  select * into current from turnout.switchover s
+    where s.source = redrive.source and s.name = redrive.name for no key update;
+  if not found then
+    raise exception 'Switchover % does not exist in source %.', redrive.name, redrive.source
+      using errcode = 'TU002', detail = json_build_object('switchover', redrive.name, 'source', redrive.source)::text;
+  end if;
+  if current.stage = 'done' then
+    raise exception 'Switchover % is done.', current.name
+      using errcode = 'TU017', detail = json_build_object('switchover', current.name)::text;
+  end if;
+  if current.endpoint = 'bridged' then
+    -- It doesn't know what it has had.
+    raise exception 'Switchover % has a bridged endpoint, through which nothing may come twice.', current.name
+      using errcode = 'TU013', detail = json_build_object('switchover', current.name)::text;
+  end if;
+  if redrive.consumed is null then
+    select coalesce(max(h.epoch), current.epoch + 1) into first_epoch from turnout.switchover_history h
+      where h.source = current.source and h.switchover = current.name and h.from_stage = 'rpc' and h.to_stage <> 'rpc';
+  else
+    -- The newest tick before which no partition of the topic was given more events than were consumed.
+    select t.lo into done from turnout.relay_tick t
+      where t.shard = 0 and not exists (
+        select from jsonb_each(t.numbers) g
+        cross join lateral jsonb_array_elements_text(g.value -> current.topic) with ordinality as n (count, place)
+        cross join lateral (select substr(g.key, length(current.source) + 2)::integer as generation) of
+        where starts_with(g.key, current.source || '/')
+          and n.count::bigint > coalesce((
+            select max(case when c.generation > of.generation then n.count::bigint when c.generation = of.generation then c.sequence else 0 end)
+            from jsonb_to_recordset(redrive.consumed) as c (topic text, partition integer, source text, generation integer, sequence bigint)
+            where c.source = current.source and c.topic = current.topic and c.partition = n.place - 1), 0))
+      order by t.tick desc limit 1;
+    done := coalesce(done, '1:1:');
+  end if;
+
+  with wanted as (
+    select o.seq, o.xid, o.id, o.topic, o.aggregateid, o.type, o.routes from turnout.outbox o
+      where o.source = current.source and o.xid >= pg_snapshot_xmin(done) and not pg_visible_in_snapshot(o.xid, done)
+    union
+    select o.seq, o.xid, o.id, o.topic, o.aggregateid, o.type, o.routes from turnout.outbox o
+      where o.source = current.source and o.seq = any (redrive.seqs)
+  ), routed as (
+    select w.*, e.entry from wanted w
+    cross join lateral unnest(string_to_array(w.routes, ', ')) as e (entry)
+    where w.topic = current.topic and w.type = any (current.event_types) and starts_with(e.entry, current.consumer || '=event;')
+  ), inserted as (
+    insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, key,
+                                      generation, number, epoch, due_at)
+      select current.consumer || '.' || r.id, current.source, current.name, r.seq % 16, current.consumer, r.id, r.seq, r.xid, r.topic,
+             r.aggregateid, substring(r.entry from ';generation=(\d+)')::integer, substring(r.entry from ';number=(\d+)')::bigint,
+             substring(r.entry from ';epoch=(\d+)')::bigint, clock_timestamp()
+      from routed r
+      where substring(r.entry from ';epoch=(\d+)')::bigint >= first_epoch or r.seq = any (redrive.seqs)
+      order by r.seq
+      on conflict (effect_key) do nothing
+      returning 1
+  )
+  select count(*) into redriven from inserted;
+  insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, detail)
+    values (current.source, current.name, current.epoch, current.stage, current.stage, current.percent,
+            format('(calls for events: %s)', redriven), jsonb_build_object('redriven', redriven));
+  return redriven;
+end
 $$;
 
 revoke all on turnout.switchover_check from public;

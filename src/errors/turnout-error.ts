@@ -41,6 +41,11 @@ for (const [code, kind] of Object.entries(errorKinds) as [ErrorCode, ErrorKind][
   if (kind.sqlState !== undefined) codeBySqlState.set(kind.sqlState, code);
 }
 
+/** The code of an SQLSTATE of Turnout's SQL functions; undefined for all others. */
+export function codeOfSqlState(sqlState: string): ErrorCode | undefined {
+  return codeBySqlState.get(sqlState);
+}
+
 /** What Turnout reads of a database driver's error; `pg` and TypeORM (through `driverError`) fit. */
 interface DatabaseErrorLike {
   readonly code?: unknown;

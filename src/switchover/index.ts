@@ -55,5 +55,5 @@ export type { KeptReply, KnownReply } from './replies/reply-store.ts';
 export { replyTo } from './replies/reply-to.ts';
 export { replyWaiter } from './replies/reply-waiter.ts';
 export type { ReplyWaiter } from './replies/reply-waiter.ts';
-export { bodyOf, throughGate } from './http/index.ts';
+export { bodyOf, brokenOff, comparable, throughGate, tooLarge, tooSlow } from './http/index.ts';
 export type { HttpExchange } from './http/index.ts';

@@ -1,7 +1,10 @@
 import type { Queryable } from '../database/index.ts';
-import { fromDatabaseError, TurnoutError } from '../errors/index.ts';
+import { codeOfSqlState, errorKinds, fromDatabaseError, TurnoutError } from '../errors/index.ts';
+import type { ErrorCode } from '../errors/index.ts';
 import type { Ordering } from '../event/index.ts';
 import type { SwitchoverDefinition } from './define-switchover.ts';
+import type { CheckVerdict, Finding } from './checks.ts';
+import type { ConsumedSequence } from './evidence.ts';
 import type { Stage } from './stage.ts';
 
 /**
@@ -14,13 +17,22 @@ import type { Stage } from './stage.ts';
 export async function registerSwitchover(
   database: Queryable,
   source: string,
-  definition: Pick<SwitchoverDefinition, 'name' | 'consumer' | 'order' | 'eventTypes'>,
+  definition: Pick<SwitchoverDefinition, 'name' | 'consumer' | 'order' | 'eventTypes'> &
+    Partial<Pick<SwitchoverDefinition, 'endpoint'>>,
   reason: string,
 ): Promise<boolean> {
   const [row] = await rowsOf<{ created: boolean }>(
     database,
-    'select turnout.register_switchover($1, $2, $3, $4::text[], $5, $6) as created',
-    [source, definition.name, definition.consumer, definition.eventTypes, definition.order, reason],
+    'select turnout.register_switchover($1, $2, $3, $4::text[], $5, $6, $7) as created',
+    [
+      source,
+      definition.name,
+      definition.consumer,
+      definition.eventTypes,
+      definition.order,
+      reason,
+      definition.endpoint ?? null,
+    ],
   );
   return row!.created;
 }
@@ -67,13 +79,23 @@ export async function recordSince(database: Queryable, source: string, name: str
   ]);
 }
 
+/** One thing that stands against a stage change; in `details.problems` of the error that refuses it. */
+export interface ProblemDetails {
+  readonly code: ErrorCode | undefined;
+  readonly message: string;
+  readonly details: Readonly<Record<string, unknown>>;
+}
+
 /**
- * Changes the stage with the next transaction, and gives the new epoch. Throws TURNOUT_STAGE_UNKNOWN,
- * TURNOUT_STAGE_UNAVAILABLE, TURNOUT_STAGE_FINAL, TURNOUT_REASON_MISSING, TURNOUT_SWITCHOVER_UNKNOWN,
- * TURNOUT_SINCE_MISSING; and, unless forced, TURNOUT_UNDECLARED_PUBLISHERS, TURNOUT_CHECKS_MISSING.
+ * Changes the stage with the next transaction, and gives the new epoch, or the one there is if nothing changes. `percent` goes
+ * with `ramp`; a higher one only adds keys. What must be there is in docs/switchover.md. If several things stand against the
+ * change, the error is that of the first, and `details.problems` has all. Throws TURNOUT_STAGE_UNKNOWN, TURNOUT_STAGE_FINAL,
+ * TURNOUT_STAGE_ORDER, TURNOUT_STAGE_UNAVAILABLE, TURNOUT_REASON_MISSING, TURNOUT_PERCENT_INVALID, TURNOUT_SWITCHOVER_UNKNOWN,
+ * TURNOUT_SINCE_MISSING, TURNOUT_CALLS_OWED, TURNOUT_CALLS_OPEN; and, unless forced, TURNOUT_UNDECLARED_PUBLISHERS,
+ * TURNOUT_CHECKS_MISSING, TURNOUT_CHECKS_NOT_READY.
  *
  * @example
- * await setStage(database, 'orders', 'order-confirmation', 'event', { reason: 'a week without a difference', force: true });
+ * await setStage(database, 'orders', 'order-confirmation', 'ramp', { percent: 5, reason: 'a week without a difference' });
  */
 export async function setStage(
   database: Queryable,
@@ -87,12 +109,102 @@ export async function setStage(
     force = false,
   }: { readonly reason: string; readonly percent?: number; readonly force?: boolean },
 ): Promise<number> {
-  const [row] = await rowsOf<{ epoch: string }>(
+  const [row] = await stageRows<{ epoch: string }>(
     database,
     'select turnout.set_stage($1, $2, $3, $4, $5::numeric, $6)::text as epoch',
     [source, name, stage, reason, String(percent), force],
   );
   return Number(row!.epoch);
+}
+
+/**
+ * What a guardrail does: goes back to an earlier stage, or in `ramp` to a lower percentage, with its grounds in `detail`; the
+ * history says that nobody did it by hand. Gives the new epoch, or the one there is if the switchover is in that stage already.
+ * Throws TURNOUT_STAGE_ORDER for a later stage, and as {@link setStage} does.
+ */
+export async function stepBack(
+  database: Queryable,
+  source: string,
+  name: string,
+  stage: Stage,
+  { reason, detail, percent = 0 }: { readonly reason: string; readonly detail?: unknown; readonly percent?: number },
+): Promise<number> {
+  const [row] = await stageRows<{ epoch: string }>(
+    database,
+    'select turnout.step_back($1, $2, $3, $4, $5::jsonb, $6::numeric)::text as epoch',
+    [source, name, stage, reason, detail === undefined ? null : JSON.stringify(detail), String(percent)],
+  );
+  return Number(row!.epoch);
+}
+
+/**
+ * Brings what was routed to events through the old endpoint: calls are owed for it from now on, and the sweeper makes them.
+ * Gives for how many events. `consumed` says how far the consumer is, so that only what it may not have had is taken; without
+ * it everything since the switchover last left `rpc`. `seqs` are further ones, such as those that the consumer holds. Its late
+ * copies from Kafka are duplicates. May be repeated. Throws TURNOUT_STAGE_FINAL, TURNOUT_STAGE_UNAVAILABLE for a bridged endpoint.
+ */
+export async function redrive(
+  database: Queryable,
+  source: string,
+  name: string,
+  { consumed, seqs = [] }: { readonly consumed?: readonly ConsumedSequence[]; readonly seqs?: readonly string[] } = {},
+): Promise<number> {
+  const [row] = await rowsOf<{ redriven: string }>(
+    database,
+    'select turnout.redrive($1, $2, $3::jsonb, $4::bigint[])::text as redriven',
+    [source, name, consumed === undefined ? null : JSON.stringify(consumed), seqs],
+  );
+  return Number(row!.redriven);
+}
+
+/** What somebody found who looked whether a switchover may go to a stage. */
+export interface RecordedCheck {
+  readonly stage: Stage;
+  readonly verdict: CheckVerdict;
+  readonly findings: readonly Finding[];
+}
+
+/** Keeps a check under the epoch of now: for ten minutes, and in this epoch, {@link setStage} goes by it. Throws TURNOUT_SWITCHOVER_UNKNOWN. */
+export async function recordCheck(
+  database: Queryable,
+  source: string,
+  name: string,
+  { stage, verdict, findings }: RecordedCheck,
+): Promise<void> {
+  await rowsOf(database, 'select turnout.record_check($1, $2, $3, $4, $5::jsonb)', [
+    source,
+    name,
+    stage,
+    verdict,
+    JSON.stringify(findings),
+  ]);
+}
+
+/** The newest check of a switchover, or the newest for one stage; undefined if there is none. `current`: of the epoch of now. */
+export async function latestCheck(
+  database: Queryable,
+  source: string,
+  name: string,
+  stage?: Stage,
+): Promise<(RecordedCheck & { readonly at: Date; readonly actor: string; readonly current: boolean }) | undefined> {
+  const [row] = await rowsOf<{
+    stage: Stage;
+    verdict: CheckVerdict;
+    findings: string;
+    at: string;
+    actor: string;
+    current: boolean;
+  }>(
+    database,
+    `select c.for_stage as stage, c.verdict, c.findings::text as findings, to_json(c.at) #>> '{}' as at, c.actor, c.epoch = s.epoch as current
+       from turnout.switchover_check c
+       join turnout.switchover s on s.source = c.source and s.name = c.switchover
+      where c.source = $1 and c.switchover = $2 and ($3::text is null or c.for_stage = $3)
+      order by c.id desc limit 1`,
+    [source, name, stage ?? null],
+  );
+  if (row === undefined) return undefined;
+  return { ...row, findings: JSON.parse(row.findings) as Finding[], at: new Date(row.at) };
 }
 
 export interface SwitchoverStatus {
@@ -103,6 +215,7 @@ export interface SwitchoverStatus {
   readonly order: Ordering;
   readonly stage: Stage;
   readonly percent: number;
+  readonly endpoint: 'wrapped' | 'bridged';
   readonly epoch: number;
   readonly generation: number;
   /** Undefined until the consumer's start is recorded; without it nothing may be routed to events. */
@@ -126,6 +239,7 @@ interface StatusRow {
   ordering: Ordering;
   stage: Stage;
   percent: string;
+  endpoint: 'wrapped' | 'bridged';
   epoch: string;
   generation: number;
   since: string | null;
@@ -145,7 +259,7 @@ export async function switchoverStatus(
   const rows = await rowsOf<StatusRow>(
     database,
     `select s.name, s.consumer, s.topic, to_jsonb(s.event_types) as event_types, s.ordering, s.stage, s.percent::text as percent,
-            s.epoch::text as epoch, s.generation, s.since::text as since, to_json(s.created_at) #>> '{}' as created_at,
+            s.endpoint, s.epoch::text as epoch, s.generation, s.since::text as since, to_json(s.created_at) #>> '{}' as created_at,
             d.owed::text as owed, d.failed::text as failed, d.last_error, u.events::text as undeclared
        from turnout.switchover s
        cross join lateral (
@@ -166,6 +280,7 @@ export async function switchoverStatus(
     order: row.ordering,
     stage: row.stage,
     percent: Number(row.percent),
+    endpoint: row.endpoint,
     epoch: Number(row.epoch),
     generation: row.generation,
     since: row.since === null ? undefined : parseSince(row.since),
@@ -184,7 +299,12 @@ export interface StageChange {
   readonly to: Stage;
   readonly percent: number;
   readonly reason: string;
+  /** Whether something that stood against it was overridden; `detail` says what. */
   readonly forced: boolean;
+  /** Whether a guardrail made it. */
+  readonly automatic: boolean;
+  /** What was overridden; a guardrail's grounds; how many calls a re-drive owes. */
+  readonly detail: Readonly<Record<string, unknown>> | undefined;
   /** The database role that made the change. */
   readonly actor: string;
   readonly at: Date;
@@ -199,11 +319,14 @@ export async function switchoverHistory(database: Queryable, source: string, nam
     percent: string;
     reason: string;
     forced: boolean;
+    automatic: boolean;
+    detail: string | null;
     actor: string;
     at: string;
   }>(
     database,
-    `select h.epoch::text as epoch, h.from_stage, h.to_stage, h.percent::text as percent, h.reason, h.forced, h.actor,
+    `select h.epoch::text as epoch, h.from_stage, h.to_stage, h.percent::text as percent, h.reason, h.forced, h.automatic,
+            h.detail::text as detail, h.actor,
             to_json(h.at) #>> '{}' as at
        from turnout.switchover_history h
       where h.source = $1 and h.switchover = $2
@@ -218,6 +341,8 @@ export async function switchoverHistory(database: Queryable, source: string, nam
     percent: Number(row.percent),
     reason: row.reason,
     forced: row.forced,
+    automatic: row.automatic,
+    detail: row.detail === null ? undefined : (JSON.parse(row.detail) as Record<string, unknown>),
     actor: row.actor,
     at: new Date(row.at),
   }));
@@ -232,6 +357,28 @@ function unknownSwitchover(source: string, name: string): TurnoutError {
   return new TurnoutError('TURNOUT_SWITCHOVER_UNKNOWN', `Switchover ${name} does not exist in source ${source}.`, {
     details: { switchover: name, source },
   });
+}
+
+/** As {@link rowsOf}; problems are told by their codes, not by SQLSTATEs. */
+async function stageRows<Row>(database: Queryable, text: string, values: unknown[]): Promise<Row[]> {
+  try {
+    return await rowsOf<Row>(database, text, values);
+  } catch (error) {
+    const problems = error instanceof TurnoutError ? error.details['problems'] : undefined;
+    if (!(error instanceof TurnoutError) || !Array.isArray(problems)) throw error;
+    throw new TurnoutError(error.code, error.message.replace(` ${errorKinds[error.code].remedy}`, ''), {
+      cause: error,
+      details: { ...error.details, problems: (problems as StoredProblem[]).map(problemOf) },
+    });
+  }
+}
+
+interface StoredProblem extends Omit<ProblemDetails, 'code'> {
+  readonly sqlState: string;
+}
+
+function problemOf({ sqlState, message, details }: StoredProblem): ProblemDetails {
+  return { code: codeOfSqlState(sqlState), message, details };
 }
 
 async function rowsOf<Row>(database: Queryable, text: string, values: unknown[]): Promise<Row[]> {

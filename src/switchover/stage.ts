@@ -1,17 +1,15 @@
 import { createHash } from 'node:crypto';
-import type { Route } from '../event/index.ts';
+import type { ErrorCode } from '../errors/index.ts';
+import type { Ordering, Route } from '../event/index.ts';
 
 /** How far a consumer has moved: all calls; calls with the event path observed; some keys on events; all on events; for good. */
 export type Stage = 'rpc' | 'shadow' | 'ramp' | 'event' | 'done';
 
 export const stages = ['rpc', 'shadow', 'ramp', 'event', 'done'] as const satisfies readonly Stage[];
 
-/** Stages that this version can set; the others are laid out and refused. */
-export const availableStages: readonly Stage[] = ['rpc', 'event'];
-
 /**
  * Where each stage may go. Every way back is open until `done`, which is final: then the old endpoint may be gone.
- * The same rules stand in turnout.set_stage, which decides.
+ * {@link stageChange} says what each needs.
  */
 export const transitions: Readonly<Record<Stage, readonly Stage[]>> = {
   rpc: ['shadow', 'ramp', 'event'],
@@ -30,6 +28,124 @@ export function isStage(text: string): text is Stage {
 export function isPromotion(from: Stage, to: Stage): boolean {
   return stages.indexOf(to) > stages.indexOf(from);
 }
+
+/** What a stage change depends on, of the switchover's row. */
+export interface StageRow {
+  readonly stage: Stage;
+  readonly percent: number;
+  readonly endpoint: 'wrapped' | 'bridged';
+  readonly order: Ordering;
+  /** Whether the consumer's start is recorded. */
+  readonly sinceRecorded: boolean;
+}
+
+/** What somebody asks for; any text may come as the stage. */
+export interface StageRequest {
+  readonly stage: string;
+  /** Above 0 and up to 100, to two places, for `ramp`; none for the others. */
+  readonly percent?: number | undefined;
+  readonly reason: string;
+  readonly force?: boolean;
+  /** By a guardrail: goes back only. */
+  readonly automatic?: boolean;
+}
+
+/** What else counts at that moment. */
+export interface StageFacts {
+  /** Events of late whose publishers don't declare the switchover. */
+  readonly undeclaredEvents: number;
+  /** Of the newest check for the stage, if it is of this epoch and at most ten minutes old. */
+  readonly verdict: 'ready' | 'not-ready' | 'inconclusive' | undefined;
+  readonly owedCalls: number;
+}
+
+/** Something that stands against a stage change. */
+export interface StageProblem {
+  readonly code: ErrorCode;
+  /** Whether `force` with a reason overrides it. */
+  readonly forceable: boolean;
+}
+
+export type StageDecision =
+  | { readonly kind: 'unchanged' }
+  /**
+   * `closes`: no call can be stamped any more, once those that are were waited for. `opens`: they can again.
+   * `forced`: what was overridden.
+   */
+  | {
+      readonly kind: 'changed';
+      readonly stage: Stage;
+      readonly percent: number;
+      readonly forced: readonly ErrorCode[];
+      readonly calls: 'closes' | 'opens' | 'as before';
+    }
+  | { readonly kind: 'refused'; readonly problems: readonly StageProblem[] };
+
+/**
+ * Decides about a stage change: the same decision as `turnout.change_stage` in SQL, which is the one that counts. Of a change that
+ * can't be at all nothing else is told; of any other, everything that stands against it.
+ */
+export function stageChange(current: StageRow, request: StageRequest, facts: StageFacts): StageDecision {
+  const { stage: to, force = false, automatic = false } = request;
+  // As the column keeps it: to two places.
+  const percent = request.percent === undefined ? undefined : Math.round(request.percent * 100) / 100;
+  if (to === current.stage && (to !== 'ramp' || percent === current.percent)) return { kind: 'unchanged' };
+  if (!isStage(to)) return refused('TURNOUT_STAGE_UNKNOWN');
+  const promotes =
+    isPromotion(current.stage, to) ||
+    (to === 'ramp' && current.stage === 'ramp' && percent !== undefined && percent > current.percent);
+  if (automatic && promotes) return refused('TURNOUT_STAGE_ORDER');
+  const problems = stageProblems(current, { ...request, stage: to, percent }, facts, promotes);
+  const standing = problems.filter(({ forceable }) => !(forceable && force));
+  if (standing.length > 0) return { kind: 'refused', problems: standing };
+  return {
+    kind: 'changed',
+    stage: to,
+    percent: percent ?? 0,
+    forced: problems.map(({ code }) => code),
+    calls: to === 'done' || (to === 'event' && drains(current)) ? 'closes' : to === 'rpc' ? 'opens' : 'as before',
+  };
+}
+
+/** Calls and events of a key must never meet at an endpoint that can't tell their order. */
+function drains({ endpoint, order }: StageRow): boolean {
+  return endpoint === 'bridged' && order === 'key';
+}
+
+function stageProblems(
+  current: StageRow,
+  { stage: to, percent, reason }: StageRequest & { readonly stage: Stage },
+  { undeclaredEvents, verdict, owedCalls }: StageFacts,
+  promotes: boolean,
+): StageProblem[] {
+  if (current.stage === 'done') return [never('TURNOUT_STAGE_FINAL')];
+  const rampable = percent !== undefined && percent > 0 && percent <= 100;
+  const problems = [
+    ...when(reason.trim() === '', never('TURNOUT_REASON_MISSING')),
+    ...when(to === 'ramp' ? !rampable : (percent ?? 0) !== 0, never('TURNOUT_PERCENT_INVALID')),
+  ];
+  if (current.endpoint === 'bridged' && (to === 'shadow' || to === 'ramp'))
+    return [...problems, never('TURNOUT_STAGE_UNAVAILABLE')];
+  if (!transitions[current.stage].includes(to)) return [...problems, never('TURNOUT_STAGE_ORDER')];
+  const needsCheck = promotes || (to === 'rpc' && drains(current));
+  return [
+    ...problems,
+    // Without a start of its own the consumer would skip events that were routed to it.
+    ...when(promotes && to !== 'shadow' && !current.sinceRecorded, never('TURNOUT_SINCE_MISSING')),
+    ...when(owedCalls > 0 && (to === 'done' || (to === 'event' && drains(current))), never('TURNOUT_CALLS_OWED')),
+    ...when(promotes && undeclaredEvents > 0, unlessForced('TURNOUT_UNDECLARED_PUBLISHERS')),
+    ...when(needsCheck && verdict === undefined, unlessForced('TURNOUT_CHECKS_MISSING')),
+    ...when(needsCheck && verdict !== undefined && verdict !== 'ready', unlessForced('TURNOUT_CHECKS_NOT_READY')),
+  ];
+}
+
+function refused(code: ErrorCode): StageDecision {
+  return { kind: 'refused', problems: [never(code)] };
+}
+
+const never = (code: ErrorCode): StageProblem => ({ code, forceable: false });
+const unlessForced = (code: ErrorCode): StageProblem => ({ code, forceable: true });
+const when = (stands: boolean, problem: StageProblem): StageProblem[] => (stands ? [problem] : []);
 
 /** What a switchover's row says about routes. */
 export interface Routing {

@@ -492,9 +492,8 @@ describe('stages', () => {
   test('what is not allowed is refused with its code', async () => {
     const w = await world();
     expect(await refused(w, 'sideways', { reason: 'x' })).toBe('TURNOUT_STAGE_UNKNOWN');
-    expect(await refused(w, 'shadow', { reason: 'x', force: true })).toBe('TURNOUT_STAGE_UNAVAILABLE');
-    expect(await refused(w, 'ramp', { reason: 'x', force: true })).toBe('TURNOUT_STAGE_UNAVAILABLE');
-    expect(await refused(w, 'done', { reason: 'x', force: true })).toBe('TURNOUT_STAGE_UNAVAILABLE');
+    expect(await refused(w, 'ramp', { reason: 'x', force: true })).toBe('TURNOUT_PERCENT_INVALID');
+    expect(await refused(w, 'done', { reason: 'x', force: true })).toBe('TURNOUT_STAGE_ORDER');
     expect(await refused(w, 'event', { reason: '  ', force: true })).toBe('TURNOUT_REASON_MISSING');
     expect(await refused(w, 'event', { reason: 'x' })).toBe('TURNOUT_CHECKS_MISSING');
     await w.from.pool.query('update turnout.switchover set since = null');

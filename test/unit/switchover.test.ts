@@ -5,7 +5,6 @@ import { defineEvent, defineTopic, isTurnoutError, on } from '../../src/index.ts
 import type { RpcAnswer } from '../../src/index.ts';
 import {
   afterAnswer,
-  availableStages,
   callFor,
   callHeaders,
   defineSwitchover,
@@ -82,7 +81,6 @@ describe('stages', () => {
     }
     expect(transitions.done).toEqual([]);
     expect(stages.filter((stage) => transitions[stage].includes('done'))).toEqual(['event']);
-    expect(availableStages).toEqual(['rpc', 'event']);
   });
 
   test('promotions lead forward', () => {
