@@ -301,6 +301,17 @@ export const errorKinds = {
     retryable: false,
     remedy: 'Look at the groups of the report: correct the handler, ignore what may differ, or waive it until a date.',
   },
+  TURNOUT_ISOLATION_UNSUITABLE: {
+    retryable: false,
+    sqlState: 'TU030',
+    remedy:
+      'Begin the transaction of an effect at READ COMMITTED, the default: what is read has to be newer than its lock.',
+  },
+  TURNOUT_EFFECT_NOT_BEGUN: {
+    retryable: false,
+    sqlState: 'TU031',
+    remedy: 'Begin and finish an effect in one transaction, with its handler in between: the lock ends with it.',
+  },
   TURNOUT_FAILPOINT_UNKNOWN: { retryable: false, remedy: 'Use one of the names in src/lifecycle/failpoints.ts.' },
 } as const satisfies Record<string, ErrorKind>;
 

@@ -1,5 +1,5 @@
 import { acceptedAnswer, createTurnout, defineEvent, defineSwitchover, on } from 'turnout';
-import type { AnyEventDefinition, RpcAnswer, SwitchoverDefinition } from 'turnout';
+import type { AnyEventDefinition, RpcAnswer, RpcCall, SwitchoverDefinition } from 'turnout';
 import { rpcFetch } from 'turnout/fetch';
 import { pgDatabase } from 'turnout/pg';
 import { Pool } from 'pg';
@@ -18,9 +18,9 @@ const ConfirmationSent = defineEvent({
 const base = {
   name: 'order-email',
   consumer: 'email',
-  order: 'none',
-  rpc: [on(OrderPlaced, (event, call) => rpcFetch(call, 'http://email', { json: event.data }))],
-} as const;
+  order: 'none' as const,
+  rpc: [on(OrderPlaced, (event, call: RpcCall) => rpcFetch(call, 'http://email', { json: event.data }))],
+};
 
 test('what a reply may be follows from the switchover', async () => {
   const answered = defineSwitchover({ ...base, reply: ConfirmationSent });
