@@ -64,10 +64,13 @@ begin
     order by g.endpoint, g.service, g.address
     on conflict (consumer, endpoint, service, address) do update
       set calls = u.calls + excluded.calls, last_at = greatest(u.last_at, excluded.last_at);
+  select count(*) >= 5000 into is_full
+    from (select from turnout.endpoint_seen e where e.consumer = record_callers.consumer limit 5000) e;
   insert into turnout.endpoint_seen as e (consumer, endpoint, keyed_at, unkeyed_at)
     select record_callers.consumer, s.endpoint, clock_timestamp() - make_interval(secs => s."keyedAgeMs" / 1000),
            clock_timestamp() - make_interval(secs => s."unkeyedAgeMs" / 1000)
     from jsonb_to_recordset(record_callers.endpoints) as s (endpoint text, "keyedAgeMs" float8, "unkeyedAgeMs" float8)
+    where not is_full or exists (select from turnout.endpoint_seen k where k.consumer = record_callers.consumer and k.endpoint = s.endpoint)
     order by s.endpoint
     on conflict (consumer, endpoint) do update
       set keyed_at = greatest(e.keyed_at, excluded.keyed_at), unkeyed_at = greatest(e.unkeyed_at, excluded.unkeyed_at);

@@ -17,6 +17,8 @@ import { apply, defaultRetentionMs, ensureInboxPartition } from '../inbox/index.
 import type { Arrival, Effect, KeyOfGate, Verdict } from '../inbox/index.ts';
 import { silentLogger, sleep } from '../lifecycle/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
+import { callerRecorder } from './callers.ts';
+import type { NotedCall } from './callers.ts';
 import { hasCallHeaders, readCallHeaders } from './call-headers.ts';
 import { answerTo, isDefinitiveByDefault, outcomeOf, refusal } from './gate-answer.ts';
 import type { GateAnswer, HandlerAnswer } from './gate-answer.ts';
@@ -55,6 +57,13 @@ export interface EndpointOptions<Tx, Request> {
    * For a handler that refuses with one of these, or answers another that it may take back.
    */
   readonly isDefinitive?: (status: number) => boolean;
+  /**
+   * Which service a call without Turnout's headers comes from, for `turnout switch cleanup`; by default its user agent. Such calls
+   * are counted by endpoint, service and address.
+   */
+  readonly caller?: (request: Request) => string | undefined;
+  /** False: calls are not counted, and nobody can tell who would miss the endpoint. Default true. */
+  readonly recordCallers?: boolean;
   readonly logger?: Logger;
 }
 
@@ -93,8 +102,11 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
   if (order !== 'key' && order !== 'none')
     throw invalid('order', `The endpoint of ${consumer} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
 
+  const recorder = options.recordCallers === false ? undefined : callerRecorder(options.database, consumer, { logger });
+
   async function answer(request: GateRequest<Request>, handler: () => Promise<HandlerAnswer>): Promise<GateAnswer> {
     if (!hasCallHeaders(request.headers)) {
+      recorder?.note({ ...placeOf(request), keyed: false, service: serviceOf(options.caller, request) });
       return unkeyed === 'allow'
         ? { kind: 'pass' }
         : refusal(428, 'TURNOUT_CALL_UNKEYED', 'The call has no Turnout headers.');
@@ -102,6 +114,7 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
     if (!(await isAuthentic(options.authenticate, request.original))) {
       return refusal(401, 'TURNOUT_UNAUTHENTICATED', 'Turnout headers of an unknown caller.');
     }
+    recorder?.note({ ...placeOf(request), keyed: true });
     let arrival: Arrival;
     try {
       arrival = { ...readArrival(request, consumer, order), path: 'rpc', requestHash: hashOf(await request.body()) };
@@ -208,6 +221,25 @@ function drainLater<Tx, Request>(
   drain({ consumer, source, topic, key: key! }).catch((error: unknown) => {
     logger.warn('Held events of a key could not be applied; the consumer’s process will.', { consumer, key, error });
   });
+}
+
+function placeOf({ endpoint, address }: GateRequest<unknown>): Pick<NotedCall, 'endpoint' | 'address'> {
+  return { endpoint, address };
+}
+
+/** Who calls, as far as anybody can tell; a function of the user's must not cost the call. */
+function serviceOf<Request>(
+  caller: EndpointOptions<unknown, Request>['caller'],
+  { original, headers }: GateRequest<Request>,
+): string | undefined {
+  try {
+    const told = caller?.(original);
+    if (told !== undefined) return told;
+  } catch {
+    // As if it had not been given.
+  }
+  const agent = headers['user-agent'];
+  return typeof agent === 'string' ? agent : agent?.[0];
 }
 
 async function isAuthentic<Request>(
