@@ -19,11 +19,18 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
       original: request,
       request,
       response,
+      route: routeOf(request),
       body: () => bodyOf(request, endpoint.maxAnswerBytes),
       proceed: () => next(),
       // Nobody handled it: then the 404 refuses nothing.
       handled: (answer) => request.route !== undefined && !isExpressOwn404(request, answer),
     });
+}
+
+/** `POST /confirmations/:id`; of middleware of many routes, where it is mounted. */
+function routeOf({ method, baseUrl, route }: Request): string {
+  const { path = '' } = (route ?? {}) as { path?: unknown };
+  return `${method} ${baseUrl}${String(path)}`;
 }
 
 /**

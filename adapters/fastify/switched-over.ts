@@ -28,6 +28,7 @@ export function switchedOver(
       original: request,
       request: request.raw,
       response: reply.raw,
+      route: `${request.method} ${request.routeOptions.url ?? ''}`,
       body: async () => {
         const { body } = request;
         // Nobody has parsed it, or the handler is to read it as a stream.

@@ -1,7 +1,6 @@
 import type { ServerResponse } from 'node:http';
-import { abandoning } from '../../database/index.ts';
-import { TurnoutError } from '../../errors/index.ts';
 import type { HandlerAnswer } from '../endpoint.ts';
+import { brokenOff, tooLarge } from './given-up.ts';
 
 /** A response whose answer is held back. */
 export interface HeldResponse {
@@ -41,9 +40,7 @@ export function holdResponse(response: ServerResponse, maxBytes: number): HeldRe
     if (bytes > maxBytes) {
       chunks.length = 0;
       // It goes on writing, perhaps to the database too.
-      settle.reject(
-        abandoning(new TurnoutError('TURNOUT_ANSWER_TOO_LARGE', `The answer has more than ${maxBytes} bytes.`)),
-      );
+      settle.reject(tooLarge(maxBytes));
     } else chunks.push(buffer);
   }
 
@@ -99,10 +96,7 @@ export function holdResponse(response: ServerResponse, maxBytes: number): HeldRe
   const destroyIt = response.destroy.bind(response);
   // What a stream does to the response it is piped into, when it breaks: there will be no end of this answer.
   const destroy = (error?: Error): ServerResponse => {
-    if (!ended) {
-      const what = 'The handler destroyed its response before the end.';
-      settle.reject(abandoning(new TurnoutError('TURNOUT_HANDLER_FAILED', what, { cause: error })));
-    }
+    if (!ended) settle.reject(brokenOff(error));
     return destroyIt(error);
   };
 

@@ -11,11 +11,16 @@ export async function bodyOf(
   if (request.body !== undefined) return request.body;
   if (request.readableEnded || (request.complete && request.readableLength === 0)) return '';
   const bytes = await peek(request, maxBytes);
-  if (
-    !/^application\/(?:[\w.+-]+\+)?json\b/i.test(request.headers['content-type'] ?? '') ||
-    request.headers['content-encoding'] !== undefined
-  )
-    return bytes;
+  return comparable(bytes, request.headers);
+}
+
+/** JSON as it is parsed, so that spaces make no other body of it; anything else, also what is compressed, as its bytes. */
+export function comparable(
+  bytes: Buffer,
+  headers: { readonly 'content-type'?: string | undefined; readonly 'content-encoding'?: string | undefined },
+): unknown {
+  const isJson = /^application\/(?:[\w.+-]+\+)?json\b/i.test(headers['content-type'] ?? '');
+  if (!isJson || headers['content-encoding'] !== undefined) return bytes;
   try {
     return JSON.parse(bytes.toString()) as unknown;
   } catch {

@@ -1,7 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { abandoning } from '../../database/index.ts';
-import { TurnoutError } from '../../errors/index.ts';
 import type { Endpoint, HandlerAnswer } from '../endpoint.ts';
+import { tooSlow } from './given-up.ts';
 import { holdResponse, mute } from './held-response.ts';
 import type { HeldResponse } from './held-response.ts';
 
@@ -11,6 +10,8 @@ export interface HttpExchange<Request> {
   readonly original: Request;
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
+  /** The route, see `GateRequest`. */
+  readonly route?: string | undefined;
   /** What tells one body from another, see `GateRequest`. */
   body(): Promise<unknown>;
   /** Lets the request go on to the handler; called at most once. What it starts has to stay in its async context. */
@@ -32,7 +33,13 @@ export async function throughGate<Request>(
   let held: HeldResponse | undefined;
   let givenUp = false;
   const answer = await endpoint.answer(
-    { original, headers: request.headers, body: () => exchange.body() },
+    {
+      original,
+      headers: request.headers,
+      endpoint: exchange.route,
+      address: request.socket.remoteAddress,
+      body: () => exchange.body(),
+    },
     async () => {
       held = holdResponse(response, endpoint.maxAnswerBytes);
       const timer = setTimeout(() => held!.fail(tooSlow(endpoint)), endpoint.handlerTimeoutMs);
@@ -63,14 +70,4 @@ export async function throughGate<Request>(
   for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
   response.end(body);
   if (givenUp) mute(response);
-}
-
-/** The handler may go on; what it then writes through a joined pool is refused. */
-export function tooSlow({ consumer, handlerTimeoutMs }: Endpoint<never>): TurnoutError {
-  return abandoning(
-    new TurnoutError(
-      'TURNOUT_HANDLER_FAILED',
-      `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`,
-    ),
-  );
 }
