@@ -1,8 +1,15 @@
 import type { ConsumerDefinition, Source } from './consumer/index.ts';
 import type { Database, Queryable } from './database/index.ts';
 import type { AnyEventDefinition } from './event/index.ts';
+import type { ProxyDefinition } from './proxy/index.ts';
 import type { Publisher, TopicAdmin } from './relay/index.ts';
-import type { ConsumerEvidence, EvidenceQuestion, OnAlert, SwitchoverDefinition } from './switchover/index.ts';
+import type {
+  BridgeDefinition,
+  ConsumerEvidence,
+  EvidenceQuestion,
+  OnAlert,
+  SwitchoverDefinition,
+} from './switchover/index.ts';
 
 /** How to reach a broker. `kafkaJs(kafka)` of `turnout/kafkajs` and `inMemoryBroker()` of `turnout/testing` are ones. */
 export interface Broker {
@@ -36,6 +43,10 @@ export interface TurnoutConfig {
   readonly evidence?: Readonly<Record<string, (question: EvidenceQuestion) => Promise<ConsumerEvidence>>>;
   /** Told of guardrails that stepped back, were breached, or can't see a consumer: `webhook(url)`, or any function. */
   readonly onAlert?: OnAlert;
+  /** Bridges that this service runs, to endpoints that nobody can change; each has its own database. */
+  readonly bridges?: readonly BridgeDefinition[];
+  /** Proxies that this service runs, in front of endpoints whose callers nobody can change. */
+  readonly proxies?: readonly ProxyDefinition[];
   /** Called when a command is done: ends pools and clients, so that the process can exit at once. */
   readonly close?: () => Promise<void>;
 }

@@ -34,6 +34,7 @@ export type { PublishedStamp } from './outbox/index.ts';
 
 // Switchovers
 export {
+  createCapture,
   createEndpoint,
   defineBridge,
   defineSwitchover,
@@ -52,6 +53,10 @@ export type {
   BridgeDefinition,
   BridgeOptions,
   CallRetryPolicy,
+  CapturedAnswer,
+  CapturedRequest,
+  CaptureOptions,
+  CapturingTurnout,
   Endpoint,
   EndpointKind,
   EndpointOptions,
@@ -147,6 +152,21 @@ export type {
   TopicPartition,
   TransactionOptions,
 } from './consumer/index.ts';
+
+// Proxies
+export { defineProxy, proxyRoute, runProxy } from './proxy/index.ts';
+export type {
+  ProxiedRequest,
+  Proxy,
+  ProxyAnswer,
+  ProxyCounters,
+  ProxyDefinition,
+  ProxyOptions,
+  ProxyRoute,
+  ProxyRouteOptions,
+  ProxyTurnout,
+  RecordedCall,
+} from './proxy/index.ts';
 
 // Configuration of the command line
 export { defineConfig } from './config.ts';

@@ -25,7 +25,8 @@ begin
       ('turnout_operator', 'select', 'shadow_mismatch'),
       ('turnout_operator', 'select', 'shadow_example'),
       ('turnout_operator', 'select', 'shadow_waiver'),
-      ('turnout_operator', 'select', 'watched_table')
+      ('turnout_operator', 'select', 'watched_table'),
+      ('turnout_publisher', 'select, insert, update, delete', 'proxied_call')
     ) as w (role, rights, name)
     where pg_catalog.to_regclass('turnout.' || w.name) is not null
   loop

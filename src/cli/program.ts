@@ -1,8 +1,10 @@
 import { CommanderError } from 'commander';
 import type { Command } from 'commander';
 import {
+  addBridgeCommands,
   addConsumeCommands,
   addMigrateCommands,
+  addProxyCommands,
   addRelayCommands,
   addRunCommands,
   addStatusCommands,
@@ -45,7 +47,10 @@ function buildProgram(io: Io): Command {
   addTopicsCommands(program, tools);
   addRunCommands(program, tools);
   addConsumeCommands(program, tools);
+  addBridgeCommands(program, tools);
+  addProxyCommands(program, tools);
   addSwitchCommands(program, tools);
+  addCheckCommands(program, tools);
   addRelayCommands(program, tools);
   addStatusCommands(program, tools);
   return program;

@@ -33,6 +33,18 @@ const shape: Readonly<Record<keyof TurnoutConfig, (value: unknown) => string | u
     recordOf(value, (each) => hasMethods(each, ['query']), 'a database: use pgDatabase(pool)'),
   evidence: (value) => recordOf(value, (each) => typeof each === 'function', 'a function'),
   onAlert: (value) => (typeof value === 'function' ? undefined : 'is not a function'),
+  bridges: (value) =>
+    listOf(
+      value,
+      (each) => has(each, 'name') && has(each, 'bridge') && has(each, 'handlers'),
+      'a bridge: use defineBridge',
+    ),
+  proxies: (value) =>
+    listOf(
+      value,
+      (each) => has(each, 'name') && has(each, 'target') && has(each, 'routes'),
+      'a proxy: use defineProxy',
+    ),
   close: (value) => (typeof value === 'function' ? undefined : 'is not a function'),
 };
 
@@ -71,6 +83,16 @@ export function validateConfig(value: unknown, file: string): TurnoutConfig {
     file,
     'consumers',
     config.consumers?.map((consumer) => consumer.name),
+  );
+  refuseTwice(
+    file,
+    'bridges',
+    config.bridges?.map((bridge) => bridge.name),
+  );
+  refuseTwice(
+    file,
+    'proxies',
+    config.proxies?.map((proxy) => proxy.name),
   );
   return config;
 }

@@ -38,6 +38,16 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.alarm_once(consumer text, kind text, detail jsonb) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  insert into turnout.alarm (consumer, kind, detail)
+    select alarm_once.consumer, alarm_once.kind, alarm_once.detail
+    where not exists (select from turnout.alarm a where a.consumer = alarm_once.consumer and a.kind = alarm_once.kind
+                        and a.detail ->> 'effectKey' = alarm_once.detail ->> 'effectKey')
+$$;
+
 CREATE FUNCTION turnout.await_replies(effect_keys text[], switchovers text[], routes text[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -61,6 +71,247 @@ CREATE FUNCTION turnout.bad_header(headers jsonb) RETURNS text
             order by h.key limit 1)
   end
 $$;
+
+CREATE FUNCTION turnout.begin_call(consumer text, headers jsonb, body_hash text, ordered boolean, retention interval DEFAULT '30 days'::interval) RETURNS TABLE(action text, effect jsonb, why text, status integer, answer_headers jsonb, body text, encoding text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+declare
+  given jsonb := (select coalesce(jsonb_object_agg(lower(h.key), trim(h.value)), '{}') from jsonb_each_text(begin_call.headers) h);
+  names constant text[] := array['idempotency-key', 'turnout-consumer', 'turnout-event-id', 'turnout-event-type', 'turnout-event-source',
+                                 'turnout-event-topic', 'turnout-event-time'];
+  bad text;
+  place text[];
+  entry record;
+  stored jsonb;
+begin
+  encoding := 'text';
+  if not exists (select from jsonb_object_keys(given) n where n like 'turnout-%') then
+    action := 'pass';
+    return next;
+    return;
+  end if;
+
+  action := 'answer';
+  place := regexp_match(given ->> 'turnout-key-number', '^([0-9]{1,9})\.([0-9]{1,15})$');
+  select n into bad from unnest(names) n where coalesce(given ->> n, '') = '' or length(given ->> n) > 8000 limit 1;
+  bad := coalesce(bad, case
+    when given ->> 'turnout-consumer' <> begin_call.consumer then 'turnout-consumer'
+    when lower(given ->> 'turnout-event-id') !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then 'turnout-event-id'
+    when given ->> 'turnout-event-time' !~ '^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})$' then 'turnout-event-time'
+    when (given ? 'turnout-key-number') <> begin_call.ordered or (begin_call.ordered and (place is null or place[1]::integer < 1 or place[2]::bigint < 1))
+      then 'turnout-key-number'
+    when begin_call.ordered and coalesce(given ->> 'turnout-event-key', '') = '' then 'turnout-event-key'
+  end);
+  if bad is null then
+    begin
+      effect := jsonb_build_object(
+        'consumer', begin_call.consumer, 'effectKey', begin_call.consumer || '.' || lower(given ->> 'turnout-event-id'),
+        'eventId', lower(given ->> 'turnout-event-id'), 'eventType', given ->> 'turnout-event-type',
+        'source', given ->> 'turnout-event-source', 'topic', given ->> 'turnout-event-topic',
+        'key', turnout.percent_decode(given ->> 'turnout-event-key'), 'occurredAt', (given ->> 'turnout-event-time')::timestamptz,
+        'generation', place[1]::integer, 'number', place[2]::bigint, 'path', 'rpc', 'requestHash', begin_call.body_hash);
+      -- Far ahead of this clock it is no event's time, and would make an inbox partition.
+      if (effect ->> 'occurredAt')::timestamptz > clock_timestamp() + interval '1 day' then
+        bad := 'turnout-event-time';
+      end if;
+    exception when data_exception or character_not_in_repertoire or untranslatable_character then
+      bad := 'turnout-event-time or turnout-event-key';
+    end;
+  end if;
+  if bad is not null then
+    why := 'malformed';
+    status := 400;
+    answer_headers := '{"content-type": "application/json", "turnout-error": "TURNOUT_CALL_HEADERS_MALFORMED"}';
+    body := json_build_object('error', json_build_object('code', 'TURNOUT_CALL_HEADERS_MALFORMED',
+                              'message', format('The header %s is missing or can''t be read.', bad)));
+    effect := null;
+    return next;
+    return;
+  end if;
+
+  if trim(both '"' from given ->> 'idempotency-key') <> effect ->> 'effectKey' then
+    select 'reused' as decision, null::text as answer, null::text as outcome, null::integer as last_generation, null::bigint as last_number,
+           null::text as halted, 1 as attempts into entry;
+  else
+    select * into entry from turnout.enter_effect(effect, retention, false);
+  end if;
+  why := entry.decision;
+  if why = 'apply' then
+    action := 'apply';
+    effect := effect || jsonb_build_object('attempts', entry.attempts, 'xid', pg_current_xact_id()::text);
+    return next;
+    return;
+  end if;
+  effect := null;
+  answer_headers := '{"content-type": "application/json"}';
+  body := '{}';
+  if why = 'repeat' and entry.answer is not null then
+    stored := entry.answer::jsonb;
+    status := (stored ->> 'status')::integer;
+    answer_headers := (stored -> 'headers') || '{"turnout-outcome": "duplicate"}';
+    body := coalesce(stored ->> 'body', '');
+    encoding := coalesce(stored ->> 'encoding', 'text');
+  elsif why in ('repeat', 'duplicate') then
+    status := case when entry.outcome = 'rejected' then 422 else 200 end;
+    answer_headers := answer_headers || '{"turnout-outcome": "duplicate"}';
+  elsif why = 'skip' then
+    status := 200;
+    answer_headers := answer_headers || '{"turnout-outcome": "skipped"}';
+  else
+    select e.status, answer_headers || jsonb_build_object('turnout-error', e.code) || coalesce(e.more, '{}'),
+           json_build_object('error', json_build_object('code', e.code, 'message', e.message))
+      into status, answer_headers, body
+      from (values
+        ('early', 425, 'TURNOUT_EFFECT_EARLY', 'Events of the key before this one are missing.',
+         case when why = 'early' then jsonb_build_object('turnout-last-number', entry.last_generation || '.' || entry.last_number) end),
+        ('running', 409, 'TURNOUT_EFFECT_RUNNING', 'The effect, or another one of its key, is being applied.', '{"retry-after": "1"}'),
+        ('reused', 422, 'TURNOUT_EFFECT_KEY_REUSED', 'The effect key belongs to another event or another body.', null),
+        ('halt', 503, 'TURNOUT_GATE_HALTED', case when why = 'halt' then entry.halted end, null),
+        ('halted', 503, 'TURNOUT_GATE_HALTED', case when why = 'halted' then entry.halted end, null)
+      ) as e (decision, status, code, message, more)
+      where e.decision = why;
+  end if;
+  return next;
+end
+$_$;
+
+CREATE FUNCTION turnout.begin_event(consumer text, record jsonb, types text[] DEFAULT NULL::text[], in_switchover boolean DEFAULT true, retention interval DEFAULT '30 days'::interval) RETURNS TABLE(action text, effect jsonb, why text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+declare
+  given constant jsonb := begin_event.record -> 'headers';
+  record_topic constant text := begin_event.record ->> 'topic';
+  record_partition constant integer := (begin_event.record ->> 'partition')::integer;
+  record_offset constant bigint := (begin_event.record ->> 'offset')::bigint;
+  message constant jsonb := jsonb_build_object('key', begin_event.record -> 'key', 'value', begin_event.record -> 'value', 'headers', given);
+  record_source constant text := coalesce(nullif(given ->> 'ce_source', ''), 'unknown');
+  record_since bigint;
+  place text[];
+  counted turnout.consumed_sequence;
+  finding text := 'off';
+  stamp record;
+  event_version text := coalesce(given ->> 'turnout-version', '1');
+  handler text := 'present';
+  plan text;
+  malformed text;
+  entry record;
+  held_as text;
+begin
+  insert into turnout.position as p (consumer, topic, partition, next_offset, since)
+    values (begin_event.consumer, record_topic, record_partition, record_offset + 1, record_offset)
+    on conflict (consumer, topic, partition) do update
+      set next_offset = greatest(p.next_offset, excluded.next_offset), updated_at = clock_timestamp()
+    returning p.since into record_since;
+
+  begin
+    place := regexp_match(given ->> 'ce_sequence', '^([0-9]{6,9})-([0-9]{20})$');
+    if given ? 'ce_sequence' and place is null then
+      malformed := 'ce_sequence';
+    elsif coalesce(given ->> 'ce_id', '') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+      malformed := 'ce_id';
+    elsif coalesce(given ->> 'ce_type', '') = '' or coalesce(given ->> 'ce_source', '') = '' or begin_event.record ->> 'value' is null then
+      malformed := 'ce_type, ce_source or value';
+    end if;
+    select * into stamp from turnout.route_of(given ->> 'turnout-routes', begin_event.consumer);
+    effect := jsonb_build_object(
+      'consumer', begin_event.consumer, 'effectKey', begin_event.consumer || '.' || (given ->> 'ce_id'), 'eventId', given ->> 'ce_id',
+      'eventType', given ->> 'ce_type', 'source', record_source, 'topic', record_topic, 'key', begin_event.record ->> 'key',
+      'occurredAt', (given ->> 'ce_time')::timestamptz, 'generation', stamp.generation, 'number', stamp.number, 'path', 'event');
+    if given ->> 'ce_time' is null then
+      malformed := 'ce_time';
+    end if;
+  exception when data_exception then
+    malformed := 'ce_time or turnout-routes';
+  end;
+
+  if place is not null then
+    select * into counted from turnout.consumed_sequence c
+      where c.consumer = begin_event.consumer and c.topic = record_topic and c.partition = record_partition and c.source = record_source;
+    finding := turnout.count_sequence(counted.generation, counted.base, counted.last, place[1]::integer, place[2]::bigint);
+  end if;
+  if finding in ('next', 'hole') then
+    insert into turnout.consumed_sequence as c (consumer, topic, partition, source, generation, base, last)
+      values (begin_event.consumer, record_topic, record_partition, record_source, place[1]::integer,
+              case when counted.generation is null then place[2]::bigint when counted.generation = place[1]::integer then counted.base else 1 end,
+              place[2]::bigint)
+      on conflict (consumer, topic, partition, source) do update
+        set generation = excluded.generation, base = excluded.base, last = excluded.last;
+  end if;
+  if finding = 'hole' then
+    insert into turnout.alarm (consumer, kind, detail)
+      values (begin_event.consumer, 'sequence-hole', jsonb_build_object(
+        'topic', record_topic, 'partition', record_partition, 'source', record_source, 'generation', place[1]::integer,
+        'from', (case when counted.generation = place[1]::integer then counted.last else 0 end + 1)::text,
+        'to', (place[2]::bigint - 1)::text));
+  end if;
+
+  if types is not null then
+    handler := case when given ->> 'ce_type' = any (types) or (given ->> 'ce_type') || ' v' || event_version = any (types) then 'present'
+                    when exists (select from unnest(types) t where starts_with(t, (given ->> 'ce_type') || ' v')) then 'other-version'
+                    else 'none' end;
+  end if;
+  plan := case when malformed is not null and record_offset >= record_since and finding <> 'before-base' then 'park malformed'
+               else turnout.plan_event(record_offset < record_since, finding, stamp.route, in_switchover, handler, given ? 'turnout-refused') end;
+  action := split_part(plan, ' ', 1);
+  why := nullif(split_part(plan, ' ', 2), '');
+  if action = 'observe' then
+    effect := null;
+    return next;
+    return;
+  end if;
+  if why = 'malformed' then
+    -- Under a made-up key: nothing that could be read may be taken for it.
+    effect := jsonb_build_object(
+      'consumer', begin_event.consumer, 'source', record_source, 'topic', record_topic, 'key', begin_event.record -> 'key', 'occurredAt', to_timestamp(0),
+      'effectKey', format('%s.malformed.%s.%s.%s', begin_event.consumer, record_topic, record_partition, record_offset));
+  end if;
+  effect := effect || jsonb_build_object('message', message, 'partition', record_partition, 'offset', record_offset);
+  if action = 'park' then
+    action := turnout.set_aside(effect, 'parked', coalesce(malformed, why), 0);
+    effect := null;
+    return next;
+    return;
+  end if;
+
+  -- A number that was not passed before is proof that it is no repeat, however old it is. A call may have brought a stamped one before.
+  select * into entry
+    from turnout.enter_effect(effect, case when stamp.route is null and finding in ('next', 'hole') then interval '100 years' else retention end, true);
+  why := entry.decision;
+  if why = 'apply' then
+    if exists (select from turnout.held h where h.consumer = begin_event.consumer and h.effect_key = effect ->> 'effectKey') then
+      action := 'held';
+      effect := null;
+      return next;
+      return;
+    end if;
+    if stamp.number is null and finding = 'repeat' then
+      -- It was here before by its sequence, and the inbox doesn't know it: somebody has to look.
+      perform turnout.alarm_once(begin_event.consumer, 'unknown-repeat', effect - 'message');
+      held_as := 'parked';
+      why := 'TURNOUT_UNKNOWN_REPEAT';
+    elsif stamp.number is not null and exists (
+        select from turnout.held b where b.consumer = begin_event.consumer and b.source = record_source and b.topic = record_topic
+          and b.key = effect ->> 'key' and b.number is null) then
+      held_as := 'behind';
+    else
+      effect := effect || jsonb_build_object('attempts', entry.attempts, 'xid', pg_current_xact_id()::text);
+      return next;
+      return;
+    end if;
+  else
+    held_as := case entry.decision when 'early' then 'early' when 'halted' then 'behind' when 'halt' then 'parked' when 'reused' then 'parked' end;
+  end if;
+  action := case when held_as is not null then turnout.set_aside(effect, held_as, case when held_as = 'parked' then coalesce(entry.halted, why) end, 0)
+                 when entry.decision = 'running' then 'busy'
+                 else 'duplicate' end;
+  effect := null;
+  return next;
+end
+$_$;
 
 CREATE FUNCTION turnout.capture_write() RETURNS trigger
     LANGUAGE plpgsql
@@ -179,6 +430,17 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.check_begun(effect jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+  if effect ->> 'xid' is distinct from pg_current_xact_id()::text then
+    raise exception 'The effect % was not begun in this transaction.', effect ->> 'effectKey' using errcode = 'TU031';
+  end if;
+end
+$$;
+
 CREATE FUNCTION turnout.close_calls(source text, name text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -187,7 +449,7 @@ CREATE FUNCTION turnout.close_calls(source text, name text) RETURNS void
 declare
   deadline timestamptz := clock_timestamp() + interval '3 seconds';
   before text := current_setting('lock_timeout');
-  stripe smallint;
+  next_stripe smallint;
   owed bigint;
   oldest text;
 begin
@@ -197,12 +459,12 @@ begin
       using errcode = 'invalid_transaction_state';
   end if;
   begin
-    for stripe in
+    for next_stripe in
       select o.stripe from turnout.rpc_open o where o.source = close_calls.source and o.switchover = close_calls.name order by o.stripe
     loop
       perform set_config('lock_timeout', greatest(1, (extract(epoch from deadline - clock_timestamp()) * 1000)::integer) || 'ms', true);
       perform from turnout.rpc_open o
-        where o.source = close_calls.source and o.switchover = close_calls.name and o.stripe = close_calls.stripe for update;
+        where o.source = close_calls.source and o.switchover = close_calls.name and o.stripe = next_stripe for update;
     end loop;
   exception when lock_not_available then
     raise exception 'Transactions that publish calls of switchover % are still open.', close_calls.name
@@ -233,6 +495,41 @@ CREATE FUNCTION turnout.closed_outbox_partitions() RETURNS TABLE(name text, lowe
         where i.inhparent = 'turnout.outbox'::regclass) b
   where b.bound[2]::bigint <= (select coalesce(s.last_value, 0) from pg_sequences s where s.schemaname = 'turnout' and s.sequencename = 'outbox_seq_seq')
   order by b.bound[2]::bigint
+$$;
+
+CREATE FUNCTION turnout.count_sequence(known_generation integer, known_base bigint, known_last bigint, generation integer, number bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case
+    when number is null then 'off'
+    when known_generation is null then 'next'
+    when generation < known_generation then 'repeat'
+    when generation = known_generation and number < known_base then 'before-base'
+    when generation > known_generation and number < 1 then 'before-base'
+    when generation = known_generation and number <= known_last then 'repeat'
+    when number = 1 + case when generation = known_generation then known_last else 0 end then 'next'
+    else 'hole'
+  end
+$$;
+
+CREATE FUNCTION turnout.decide_effect(event_id uuid, request_hash text, generation integer, number bigint, too_old boolean, known_outcome text, known_event_id uuid, known_request_hash text, known_lease_over boolean, gate_generation integer, gate_number bigint, gate_halted text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case
+    when known_outcome is not null then case
+      when known_event_id <> event_id then 'reused'
+      when known_request_hash <> request_hash then 'reused'
+      when known_outcome = 'running' and known_lease_over then 'apply'
+      when known_outcome in ('running', 'queued') then 'running'
+      else 'repeat'
+    end
+    when number is null then case when too_old then 'skip' else 'apply' end
+    when gate_halted is not null then 'halted'
+    when generation < gate_generation or (generation = gate_generation and number <= gate_number) or number < 1
+      then case when too_old then 'duplicate' else 'halt' end
+    when number = 1 + case when generation = gate_generation then gate_number else 0 end then 'apply'
+    else 'early'
+  end
 $$;
 
 CREATE FUNCTION turnout.delete_old_replies(older_than interval, most integer) RETURNS integer
@@ -435,6 +732,53 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.enter_effect(effect jsonb, retention interval, wait boolean) RETURNS TABLE(decision text, answer text, outcome text, last_generation integer, last_number bigint, halted text, attempts integer)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  entry record;
+  is_ordered boolean := effect ->> 'number' is not null;
+  happened timestamptz := (effect ->> 'occurredAt')::timestamptz;
+begin
+  -- What is read after a lock was waited for has to be newer than the lock.
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise exception 'An effect needs a transaction at READ COMMITTED, not at %.', current_setting('transaction_isolation')
+      using errcode = 'TU030';
+  end if;
+  if is_ordered or happened > clock_timestamp() - retention then
+    perform turnout.make_inbox_partition(happened);
+  end if;
+  select * into entry from turnout.enter_inbox(
+    effect ->> 'consumer', effect ->> 'effectKey', happened, effect ->> 'source', effect ->> 'topic', effect ->> 'key', is_ordered, wait,
+    (extract(epoch from retention) * 1000)::bigint, 60000);
+  if not entry.locked then
+    decision := 'running';
+    return next;
+    return;
+  end if;
+  decision := turnout.decide_effect(
+    (effect ->> 'eventId')::uuid, effect ->> 'requestHash', (effect ->> 'generation')::integer, (effect ->> 'number')::bigint, entry.too_old,
+    entry.known_outcome, entry.known_event_id::uuid, entry.known_request_hash, entry.known_lease_over or entry.known_failed,
+    entry.gate_generation, entry.gate_number::bigint, entry.gate_halted);
+  answer := entry.known_answer;
+  outcome := entry.known_outcome;
+  attempts := coalesce(entry.known_attempts, 0) + 1;
+  last_generation := greatest(entry.gate_generation, (effect ->> 'generation')::integer);
+  last_number := case when entry.gate_generation >= (effect ->> 'generation')::integer then entry.gate_number::bigint else 0 end;
+  halted := entry.gate_halted;
+  if decision = 'halt' then
+    halted := format('Number %s of generation %s is past, and the effect %s is not known.',
+                     effect ->> 'number', effect ->> 'generation', effect ->> 'effectKey');
+    perform turnout.halt_key(effect ->> 'consumer', effect ->> 'source', effect ->> 'topic', effect ->> 'key', halted, effect);
+  elsif decision = 'skip' then
+    perform turnout.alarm_once(effect ->> 'consumer', 'skipped-old', effect);
+  end if;
+  return next;
+end
+$$;
+
 CREATE FUNCTION turnout.enter_inbox(consumer text, effect_key text, occurred_at timestamp with time zone, source text, topic text, key text, ordered boolean, wait boolean, retention_ms bigint, lease_ms bigint) RETURNS TABLE(locked boolean, too_old boolean, gate_generation integer, gate_number text, gate_halted text, known_outcome text, known_event_id text, known_request_hash text, known_answer text, known_attempts integer, known_lease_over boolean, known_failed boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -476,6 +820,22 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.finish_effect(effect jsonb, outcome text DEFAULT 'applied'::text, answer jsonb DEFAULT NULL::jsonb, reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+begin
+  perform turnout.check_begun(effect);
+  if outcome is null or outcome not in ('applied', 'rejected', 'dead') then
+    raise exception 'An effect ends applied, rejected or dead, not %.', quote_nullable(outcome) using errcode = 'invalid_parameter_value';
+  end if;
+  perform turnout.record_outcome(
+    effect ->> 'consumer', effect ->> 'effectKey', (effect ->> 'occurredAt')::timestamptz, (effect ->> 'eventId')::uuid, effect ->> 'eventType',
+    effect ->> 'source', effect ->> 'topic', effect ->> 'key', (effect ->> 'generation')::integer, (effect ->> 'number')::bigint, effect ->> 'path',
+    outcome, effect ->> 'requestHash', answer, reason, (effect ->> 'attempts')::integer);
+end
+$$;
+
 CREATE FUNCTION turnout.halt_key(consumer text, source text, topic text, key text, reason text, detail jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -486,6 +846,45 @@ begin
     where g.consumer = halt_key.consumer and g.source = halt_key.source and g.topic = halt_key.topic and g.key = halt_key.key;
   insert into turnout.alarm (consumer, kind, detail) values (halt_key.consumer, 'unknown-repeat', halt_key.detail);
 end
+$$;
+
+CREATE TABLE turnout.held (
+    id bigint NOT NULL,
+    consumer text NOT NULL,
+    effect_key text NOT NULL,
+    reason text NOT NULL,
+    source text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    "offset" bigint NOT NULL,
+    key text,
+    generation integer,
+    number bigint,
+    message jsonb NOT NULL,
+    error text,
+    attempts integer DEFAULT 0 NOT NULL,
+    held_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT held_reason_check CHECK ((reason = ANY (ARRAY['early'::text, 'parked'::text, 'behind'::text])))
+);
+
+CREATE FUNCTION turnout.held_that_can_go_on(consumer text) RETURNS SETOF turnout.held
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select h.*
+  from turnout.held h
+  left join turnout.gate g using (consumer, source, topic, key)
+  where h.consumer = held_that_can_go_on.consumer and h.reason <> 'parked'
+    and (h.number is null or (g.halted is null and (
+      h.generation < g.generation or (h.generation = g.generation and h.number <= g.last_number + 1)
+      or (h.generation > coalesce(g.generation, 0) and h.number = 1))))
+    and (h.key is null or not exists (
+      select from turnout.held b
+      where b.consumer = h.consumer and b.source = h.source and b.topic = h.topic and b.key = h.key and b.id < h.id
+        and (b.number is null or (h.number is null and (b.reason = 'parked' or g.halted is not null
+          or b.generation < g.generation or (b.generation = g.generation and b.number <= g.last_number + 1)
+          or (b.generation > coalesce(g.generation, 0) and b.number = 1))))))
+  order by h.id
 $$;
 
 CREATE FUNCTION turnout.hold_event(consumer text, effect_key text, occurred_at timestamp with time zone, reason text, source text, topic text, partition integer, "offset" bigint, key text, generation integer, number bigint, message jsonb, error text, attempts integer) RETURNS text
@@ -647,6 +1046,89 @@ begin
   return null;
 end
 $_$;
+
+CREATE FUNCTION turnout.next_held(consumer text) RETURNS TABLE(effect jsonb, record jsonb)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  waiting turnout.held;
+  entry record;
+begin
+  for waiting in
+    select * from turnout.held_that_can_go_on(next_held.consumer) h
+    -- What no text can hold was held by a process that can, and is left to it.
+    where not h.message ? 'base64' and h.message -> 'headers' ->> 'ce_time' is not null
+    order by h.id limit 100
+  loop
+    effect := jsonb_build_object(
+      'consumer', waiting.consumer, 'effectKey', waiting.effect_key, 'eventId', waiting.message -> 'headers' ->> 'ce_id',
+      'eventType', waiting.message -> 'headers' ->> 'ce_type', 'source', waiting.source, 'topic', waiting.topic, 'key', waiting.message -> 'key',
+      'occurredAt', (waiting.message -> 'headers' ->> 'ce_time')::timestamptz, 'generation', waiting.generation, 'number', waiting.number,
+      'path', 'event', 'message', waiting.message, 'partition', waiting.partition, 'offset', waiting."offset");
+    -- It was new when it was held, and a held event never expires.
+    select * into entry from turnout.enter_effect(effect, interval '100 years', false);
+    if entry.decision = 'apply' then
+      effect := effect || jsonb_build_object('attempts', waiting.attempts + 1, 'xid', pg_current_xact_id()::text);
+      record := waiting.message || jsonb_build_object('topic', waiting.topic, 'partition', waiting.partition, 'offset', waiting."offset");
+      return next;
+      return;
+    elsif entry.decision = 'repeat' then
+      delete from turnout.held h where h.id = waiting.id;
+    elsif entry.decision in ('halt', 'reused') then
+      update turnout.held h set reason = 'parked', error = coalesce(entry.halted, entry.decision) where h.id = waiting.id;
+    end if;
+  end loop;
+end
+$$;
+
+CREATE FUNCTION turnout.park_effect(effect jsonb, error text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+begin
+  perform turnout.check_begun(effect);
+  if effect -> 'message' is null then
+    raise exception 'Only events are parked; a call is answered without an outcome and made again.' using errcode = 'invalid_parameter_value';
+  end if;
+  perform turnout.set_aside(effect, 'parked', error, (effect ->> 'attempts')::integer);
+end
+$$;
+
+CREATE FUNCTION turnout.percent_decode(encoded text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+  bytes bytea := '';
+  part text;
+begin
+  for part in select m[1] from regexp_matches(encoded, '(%[0-9a-fA-F]{2}|[^%]+|%)', 'g') m loop
+    if part = '%' then
+      raise exception 'A percent sign alone.' using errcode = 'invalid_text_representation';
+    end if;
+    bytes := bytes || case when left(part, 1) = '%' then decode(substr(part, 2), 'hex') else convert_to(part, 'UTF8') end;
+  end loop;
+  return convert_from(bytes, 'UTF8');
+end
+$$;
+
+CREATE FUNCTION turnout.plan_event(before_since boolean, sequence text, route text, in_switchover boolean, handler text, is_refused boolean) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case
+    when before_since then 'observe before-since'
+    when sequence = 'before-base' then 'observe before-base'
+    when route = 'rpc' then 'observe route-rpc'
+    when route is null and in_switchover then 'observe no-route'
+    when route is null and handler = 'none' then 'observe no-handler'
+    when is_refused then 'park refused'
+    when handler = 'none' then 'park handler-missing'
+    when handler = 'other-version' then 'park version-unhandled'
+    else 'apply'
+  end
+$$;
 
 CREATE FUNCTION turnout.publish(source text, type text, version integer, key text, data json, headers jsonb DEFAULT NULL::jsonb, switchovers text[] DEFAULT '{}'::text[], id uuid DEFAULT gen_random_uuid()) RETURNS uuid
     LANGUAGE sql SECURITY DEFINER
@@ -912,10 +1394,13 @@ begin
     order by g.endpoint, g.service, g.address
     on conflict (consumer, endpoint, service, address) do update
       set calls = u.calls + excluded.calls, last_at = greatest(u.last_at, excluded.last_at);
+  select count(*) >= 5000 into is_full
+    from (select from turnout.endpoint_seen e where e.consumer = record_callers.consumer limit 5000) e;
   insert into turnout.endpoint_seen as e (consumer, endpoint, keyed_at, unkeyed_at)
     select record_callers.consumer, s.endpoint, clock_timestamp() - make_interval(secs => s."keyedAgeMs" / 1000),
            clock_timestamp() - make_interval(secs => s."unkeyedAgeMs" / 1000)
     from jsonb_to_recordset(record_callers.endpoints) as s (endpoint text, "keyedAgeMs" float8, "unkeyedAgeMs" float8)
+    where not is_full or exists (select from turnout.endpoint_seen k where k.consumer = record_callers.consumer and k.endpoint = s.endpoint)
     order by s.endpoint
     on conflict (consumer, endpoint) do update
       set keyed_at = greatest(e.keyed_at, excluded.keyed_at), unkeyed_at = greatest(e.unkeyed_at, excluded.unkeyed_at);
@@ -1369,6 +1854,48 @@ CREATE FUNCTION turnout.route_for(stage text, percent numeric, salt text, key te
   end
 $$;
 
+CREATE FUNCTION turnout.route_of(routes text, consumer text) RETURNS TABLE(route text, generation integer, number bigint)
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+#variable_conflict use_variable
+declare
+  entry text;
+  parts text[];
+  names text[];
+  parameters jsonb;
+  consumers text[] := '{}';
+begin
+  if routes is null then
+    return;
+  end if;
+  foreach entry in array string_to_array(routes, ', ') loop
+    parts := regexp_match(entry, '^([a-z0-9][a-z0-9._-]{0,99})=(rpc|event)((?:;[a-z][a-z0-9-]{0,49}=[^;,=]{0,200})+)$');
+    if parts is null or parts[1] = any (consumers) then
+      raise exception 'The routes can''t be read at %.', entry using errcode = 'invalid_text_representation';
+    end if;
+    consumers := consumers || parts[1];
+    select array_agg(split_part(p, '=', 1)), jsonb_object_agg(split_part(p, '=', 1), split_part(p, '=', 2))
+      into names, parameters
+      from unnest(string_to_array(substr(parts[3], 2), ';')) p;
+    -- What decides is read strictly: a spoilt number must not make an ordered event an unordered one.
+    if cardinality(names) > (select count(*) from jsonb_object_keys(parameters))
+       or coalesce(parameters ->> 'epoch', '') !~ '^[0-9]{1,15}$'
+       or (parameters ? 'generation') <> (parameters ? 'number')
+       or coalesce(parameters ->> 'generation', '1') !~ '^[0-9]{1,9}$'
+       or coalesce(parameters ->> 'number', '1') !~ '^[0-9]{1,15}$' then
+      raise exception 'The routes can''t be read at %.', entry using errcode = 'invalid_text_representation';
+    end if;
+    if parts[1] = consumer then
+      route := parts[2];
+      generation := (parameters ->> 'generation')::integer;
+      number := (parameters ->> 'number')::bigint;
+      return next;
+    end if;
+  end loop;
+end
+$_$;
+
 CREATE FUNCTION turnout.see_alarms(consumer text, up_to bigint, reason text) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -1385,6 +1912,18 @@ begin
   get diagnostics seen = row_count;
   return seen;
 end
+$$;
+
+CREATE FUNCTION turnout.set_aside(effect jsonb, reason text, error text, attempts integer) RETURNS text
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+  select case h.result when 'done' then 'duplicate' else h.result end
+  from turnout.hold_event(
+    effect ->> 'consumer', effect ->> 'effectKey', (effect ->> 'occurredAt')::timestamptz, reason, effect ->> 'source', effect ->> 'topic',
+    (effect ->> 'partition')::integer, (effect ->> 'offset')::bigint,
+    case when effect ->> 'number' is not null or effect ->> 'eventId' is null then effect ->> 'key' end,
+    (effect ->> 'generation')::integer, (effect ->> 'number')::bigint, effect -> 'message', error, attempts) as h (result)
 $$;
 
 CREATE FUNCTION turnout.set_stage(source text, name text, stage text, reason text, percent numeric DEFAULT 0, force boolean DEFAULT false) RETURNS bigint
@@ -1714,25 +2253,6 @@ CREATE TABLE turnout.gate (
 )
 WITH (fillfactor='70');
 
-CREATE TABLE turnout.held (
-    id bigint NOT NULL,
-    consumer text NOT NULL,
-    effect_key text NOT NULL,
-    reason text NOT NULL,
-    source text NOT NULL,
-    topic text NOT NULL,
-    partition integer NOT NULL,
-    "offset" bigint NOT NULL,
-    key text,
-    generation integer,
-    number bigint,
-    message jsonb NOT NULL,
-    error text,
-    attempts integer DEFAULT 0 NOT NULL,
-    held_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT held_reason_check CHECK ((reason = ANY (ARRAY['early'::text, 'parked'::text, 'behind'::text])))
-);
-
 ALTER TABLE turnout.held ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME turnout.held_id_seq
     START WITH 1
@@ -1816,6 +2336,17 @@ CREATE TABLE turnout."position" (
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 )
 WITH (fillfactor='50');
+
+CREATE TABLE turnout.proxied_call (
+    id uuid NOT NULL,
+    source text NOT NULL,
+    request_hash text NOT NULL,
+    route text NOT NULL,
+    effect_key text NOT NULL,
+    answer jsonb,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT proxied_call_route_check CHECK ((route = ANY (ARRAY['rpc'::text, 'event'::text])))
+);
 
 CREATE TABLE turnout.rebase (
     id bigint NOT NULL,
@@ -2141,6 +2672,9 @@ ALTER TABLE ONLY turnout.migration
 ALTER TABLE ONLY turnout."position"
     ADD CONSTRAINT position_pkey PRIMARY KEY (consumer, topic, partition);
 
+ALTER TABLE ONLY turnout.proxied_call
+    ADD CONSTRAINT proxied_call_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY turnout.rebase
     ADD CONSTRAINT rebase_pkey PRIMARY KEY (id);
 
@@ -2219,6 +2753,8 @@ CREATE INDEX inbox_finished ON ONLY turnout.inbox USING brin (finished_at) WITH 
 
 CREATE INDEX outbox_xid ON ONLY turnout.outbox USING btree (xid);
 
+CREATE INDEX proxied_call_at ON turnout.proxied_call USING btree (source, at);
+
 CREATE INDEX reply_at ON turnout.reply USING btree (at);
 
 CREATE INDEX rpc_delivery_due ON turnout.rpc_delivery USING btree (due_at NULLS FIRST);
@@ -2245,6 +2781,9 @@ CREATE UNIQUE INDEX switchover_ordered ON turnout.switchover USING btree (source
 
 ALTER TABLE ONLY turnout.event_type
     ADD CONSTRAINT event_type_topic_fkey FOREIGN KEY (topic) REFERENCES turnout.topic(name);
+
+ALTER TABLE ONLY turnout.proxied_call
+    ADD CONSTRAINT proxied_call_source_fkey FOREIGN KEY (source) REFERENCES turnout.source(name);
 
 ALTER TABLE ONLY turnout.rpc_delivery
     ADD CONSTRAINT rpc_delivery_open FOREIGN KEY (source, switchover, stripe) REFERENCES turnout.rpc_open(source, switchover, stripe);

@@ -21,6 +21,7 @@ export const layers = {
   relay: [...stored, 'outbox'],
   consumer: [...stored, 'inbox'],
   switchover: [...stored, 'outbox', 'inbox', 'consumer'],
+  proxy: [...stored, 'outbox', 'switchover'],
   fanout: [...stored, 'inbox', 'consumer'],
   replica: [...stored, 'inbox', 'consumer'],
   catalog: stored,

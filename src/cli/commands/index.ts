@@ -1,5 +1,8 @@
+export { addCheckCommands, checkConfigured, checkText, showCheck } from './check.ts';
+export { addBridgeCommands } from './bridge.ts';
 export { addConsumeCommands } from './consume.ts';
 export { addMigrateCommands } from './migrate.ts';
+export { addProxyCommands } from './proxy.ts';
 export { addRelayCommands } from './relay.ts';
 export { addRunCommands } from './run.ts';
 export { addStatusCommands } from './status.ts';

@@ -1,0 +1,26 @@
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
+
+/** The bytes of a request's body; undefined if there are more than `maxBytes`. Rejects if the caller hangs up before the end. */
+export async function readBody(request: IncomingMessage, maxBytes: number): Promise<Buffer | undefined> {
+  if (Number(request.headers['content-length'] ?? 0) > maxBytes) return undefined;
+  const chunks: Buffer[] = [];
+  let length = 0;
+  // Left standing when there is too much: the caller is to be told.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+    length += chunk.length;
+    if (length > maxBytes) return undefined;
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks);
+}
+
+/** A body parsed, if it says that it is JSON and is; else its bytes. */
+export function bodyOf(headers: IncomingHttpHeaders, bytes: Buffer): unknown {
+  const isJson = /^application\/(?:[\w.+-]+\+)?json\b/i.test(headers['content-type'] ?? '');
+  if (!isJson || headers['content-encoding'] !== undefined) return bytes;
+  try {
+    return JSON.parse(bytes.toString()) as unknown;
+  } catch {
+    return bytes;
+  }
+}
