@@ -9,6 +9,7 @@ begin
     select w.role, w.rights, w.name
     from (values
       ('turnout_relay', 'select', 'switchover_check'),
+      ('turnout_relay', 'select', 'switchover_history'),
       ('turnout_consumer', 'select', 'watched_table'),
       ('turnout_reader', 'select', 'shadow_call'),
       ('turnout_reader', 'select', 'shadow_arrival'),

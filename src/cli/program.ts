@@ -2,6 +2,7 @@ import { CommanderError } from 'commander';
 import type { Command } from 'commander';
 import {
   addBridgeCommands,
+  addCheckCommands,
   addConsumeCommands,
   addMigrateCommands,
   addProxyCommands,

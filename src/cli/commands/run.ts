@@ -1,7 +1,8 @@
 import type { Command } from 'commander';
 import { together } from '../../lifecycle/index.ts';
 import { createRelay, outboxKeeper } from '../../relay/index.ts';
-import { rpcSweeper } from '../../switchover/index.ts';
+import { guardrails, rpcSweeper } from '../../switchover/index.ts';
+import { consumerView } from '../consumer-view.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
@@ -13,7 +14,7 @@ export function addRunCommands(program: Command, tools: CommandTools): void {
   program
     .command('run')
     .description(
-      'publish the outbox to Kafka, make again the calls that are owed, make and empty outbox partitions; until SIGTERM',
+      'publish the outbox to Kafka, make again the calls that are owed, watch the guardrails of switchovers, make and empty outbox partitions; until SIGTERM',
     )
     .addHelpText('after', '\nRun it twice: one leads, the other stands by and takes over within seconds.')
     .action((_options: unknown, command: Command) => tools.withConfig(command, (config) => run(config, tools.io)));
@@ -26,7 +27,19 @@ export async function run(loaded: TurnoutConfig, io: Io): Promise<undefined> {
   const service = together('turnout run', [
     outboxKeeper({ database, logger }),
     createRelay({ database, publisher: broker.publisher(), logger }),
-    ...(switchovers.length === 0 ? [] : [rpcSweeper({ source, database, switchovers, logger })]),
+    ...(switchovers.length === 0
+      ? []
+      : [
+          rpcSweeper({ source, database, switchovers, logger }),
+          guardrails({
+            source,
+            database,
+            switchovers,
+            view: (consumer) => consumerView(loaded, consumer),
+            onAlert: loaded.onAlert,
+            logger,
+          }),
+        ]),
   ]);
   await runService(service, io);
 }
