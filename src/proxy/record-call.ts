@@ -1,6 +1,6 @@
 // Records a call as an event, durably, before anything else happens to it; and finds the calls that were recorded before.
 import { createHash, randomUUID } from 'node:crypto';
-import type { Database } from '../database/index.ts';
+import type { Database, Queryable } from '../database/index.ts';
 import { TurnoutError } from '../errors/index.ts';
 import type { Route } from '../event/index.ts';
 import type { ProxiedRequest, ProxyDefinition, ProxyPublished, ProxyRoute } from './define-proxy.ts';
@@ -64,6 +64,7 @@ export async function recordCall<Tx>(
   const headers = tracing(request);
   try {
     return await turnout.transaction(async (tx) => {
+      if (key !== undefined) await requireUnknown(database.within(tx), id);
       const published = await turnout.publish(tx, route.event as never, data as never, { id, headers });
       const stamp = published.stamps.find(({ switchover }) => switchover === route.switchover.name);
       if (stamp === undefined) {
@@ -74,12 +75,11 @@ export async function recordCall<Tx>(
         );
       }
       if (key !== undefined) {
-        const { rowCount } = await database.within(tx).query(
+        await database.within(tx).query(
           `insert into turnout.proxied_call (id, source, request_hash, route, effect_key)
-           values ($1::uuid, $2, $3, $4, $5) on conflict do nothing`,
+           values ($1::uuid, $2, $3, $4, $5)`,
           [id, proxy.source, hash, stamp.route, stamp.effectKey],
         );
-        if (rowCount === 0) throw new AlreadyKnown('The call was recorded by another request.');
       }
       return {
         kind: 'new',
@@ -94,6 +94,13 @@ export async function recordCall<Tx>(
     if (known === undefined) throw error;
     return { kind: 'known', call: known };
   }
+}
+
+/** Two requests with one key come one after the other; the second one finds what the first has recorded. */
+async function requireUnknown(tx: Queryable, id: string): Promise<void> {
+  await tx.query('select pg_advisory_xact_lock(hashtextextended($1, 7473))', [id]);
+  const { rowCount } = await tx.query('select from turnout.proxied_call c where c.id = $1::uuid', [id]);
+  if (rowCount !== 0) throw new AlreadyKnown('The call was recorded by another request.');
 }
 
 interface CallRow {
