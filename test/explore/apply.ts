@@ -163,4 +163,3 @@ export function applyHeld(run: Run, next: State, event: number): string | undefi
   else if (after.kind === 'hold') holdEvent(run, next, event, after.reason);
   return broken;
 }
-

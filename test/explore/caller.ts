@@ -24,13 +24,14 @@ export function callerSteps(run: Run, world: State, step: Step): void {
   for (let key = 0; key < bounds.keys; key++) if (world[layout.call + key] !== 0) calls++;
   for (let event = 0; event < bounds.keys * bounds.events; event++) zombies += world[layout.zombies + event]!;
   adoption(run, world, step);
-  if (calls < bounds.calls) begin(run, world, step);
+  const mayCopy = zombies < bounds.zombies;
+  if (calls < bounds.calls) begin(run, world, step, mayCopy);
   for (let key = 0; key < bounds.keys; key++) {
     if (world[layout.call + key] === 0) continue;
     const call = unpackCall(world[layout.call + key]!);
     if (call.answered) takeAnswer(run, world, step, key, call);
-    else send(run, world, step, key, { call, mayCopy: zombies < bounds.zombies });
-    giveUp(run, world, step, key, { call, mayCopy: zombies < bounds.zombies });
+    else send(run, world, step, key, { call, mayCopy });
+    giveUp(run, world, step, key, { call, mayCopy });
   }
   lateArrivals(run, world, step);
 }
@@ -74,12 +75,16 @@ function adoption(run: Run, world: State, step: Step): void {
   );
 }
 
-function begin(run: Run, world: State, step: Step): void {
+function begin(run: Run, world: State, step: Step, mayCopy: boolean): void {
   const { bounds, layout, breakage } = run;
   const start = (event: number, by: Call['by']): void => {
     const key = keyOf(bounds, event);
     if (world[layout.call + key] !== 0) return;
     const index = event - key * bounds.events;
+    if (bounds.coarse === true) {
+      send(run, world, step, key, { call: { target: index, current: index, by, answered: false }, mayCopy });
+      return;
+    }
     step(
       'progress',
       () => `the ${by} calls for ${nameOf(bounds, event)}`,
@@ -89,8 +94,9 @@ function begin(run: Run, world: State, step: Step): void {
       },
     );
   };
+  const promised = bounds.coarse === true ? rows.due : rows.promised;
   for (let event = 0; event < bounds.keys * bounds.events; event++)
-    if (world[layout.row + event] === rows.promised) start(event, 'publisher');
+    if (world[layout.row + event] === promised) start(event, 'publisher');
   if (breakage === 'no-sweeper') return;
   for (const { event } of claimable(owedRows(run, world), { switchover: 's', now, limit: 8 })) start(event, 'sweeper');
 }
@@ -98,8 +104,13 @@ function begin(run: Run, world: State, step: Step): void {
 const answered = remembered<Answered>();
 
 /** A call arrives at the endpoint: gate, old handler, outcome and answer, by the shipped decisions. */
-function receive(run: Run, next: State, event: number): { readonly answer: Answered; readonly broken?: string } {
-  const { bounds, layout, breakage } = run;
+function receive(
+  run: Run,
+  next: State,
+  event: number,
+  given: HandlerAnswer,
+): { readonly answer: Answered; readonly broken?: string } {
+  const { layout, breakage } = run;
   if ((next[layout.flags]! & flag.endpointGone) !== 0) return { answer: foreign };
   const epoch = epochOf(next[layout.stamp + event]!);
   if (breakage === 'drops-old-epochs') {
@@ -109,7 +120,6 @@ function receive(run: Run, next: State, event: number): { readonly answer: Answe
     }
     next[layout.highestEpoch] = epoch;
   }
-  const given = bounds.refused?.includes(event) === true ? refusing : accepting;
   const outcome: Outcome = outcomeOf(given, isDefinitiveByDefault, 0)!.outcome;
   const { verdict, broken } = applyArrival(run, next, event, { path: 'rpc', outcome, isNew: false });
   const detail =
@@ -129,6 +139,9 @@ function receive(run: Run, next: State, event: number): { readonly answer: Answe
 
 const accepting: HandlerAnswer = { status: 201, headers: {}, body: Buffer.alloc(0) };
 const refusing: HandlerAnswer = { status: 409, headers: {}, body: Buffer.alloc(0) };
+/** What the old handler may answer. */
+const answersOf = ({ bounds }: Run, event: number): readonly HandlerAnswer[] =>
+  bounds.refused?.includes(event) === true ? [accepting, refusing] : [accepting];
 /** What a proxy says, or whatever stands where the endpoint was. */
 const foreign: Answered = { kind: 'answer', status: 404, headers: {} };
 
@@ -151,47 +164,15 @@ function send(run: Run, world: State, step: Step, key: number, { call, mayCopy }
   const { bounds, layout, breakage } = run;
   const event = key * bounds.events + call.current;
   const name = nameOf(bounds, event);
-  let follow = 0;
-  const arrive = (next: State): string | undefined => {
-    const { answer, broken } = receive(run, next, event);
-    follow = followUp(run, next, event, answer);
-    return broken;
-  };
-  const take = (next: State): void => {
-    if (bounds.slowAnswers === true) {
-      next[layout.call + key] = packCall({ ...call, answered: true });
-      next[layout.answer + key] = follow;
-    } else proceed(run, next, key, call, follow);
-  };
-  step(
-    'progress',
-    () => `the call for ${name} arrives: ${followText(follow)}`,
-    (next) => {
-      const broken = arrive(next);
-      take(next);
-      return broken;
-    },
-  );
-  if (mayCopy) {
+  for (const given of answersOf(run, event)) arrival(run, step, key, { call, mayCopy }, given);
+  if (mayCopy && bounds.coarse === true) {
     step(
       'chance',
-      () => `the call for ${name} arrives, and a copy of it stays on the network: ${followText(follow)}`,
+      () => `the ${call.by} calls for ${name}; the call is late, and nobody waits for it any more`,
       (next) => {
-        const broken = arrive(next);
-        take(next);
         next[layout.zombies + event]!++;
-        return broken;
-      },
-    );
-  }
-  if (bounds.slowAnswers !== true) {
-    step(
-      'chance',
-      () => `the call for ${name} arrives, and its answer is lost`,
-      (next) => {
-        const broken = arrive(next);
-        proceed(run, next, key, call, follows.pending);
-        return broken;
+        stayOwed(run, next, key, call);
+        return undefined;
       },
     );
   }
@@ -204,6 +185,59 @@ function send(run: Run, world: State, step: Step, key: number, { call, mayCopy }
       return undefined;
     },
   );
+}
+
+/** The call arrives; its answer comes back, or is lost. */
+function arrival(run: Run, step: Step, key: number, { call, mayCopy }: Sent, given: HandlerAnswer): void {
+  const { bounds, layout } = run;
+  const event = key * bounds.events + call.current;
+  const name = nameOf(bounds, event);
+  let follow = 0;
+  const arrive = (next: State): string | undefined => {
+    const { answer, broken } = receive(run, next, event, given);
+    follow = followUp(run, next, event, answer);
+    return broken;
+  };
+  const arrives = (): string =>
+    `the call for ${name} arrives${given === refusing ? ', the handler would refuse it' : ''}`;
+  const take = (next: State): void => {
+    if (bounds.slowAnswers === true) {
+      next[layout.call + key] = packCall({ ...call, answered: true });
+      next[layout.answer + key] = follow;
+    } else proceed(run, next, key, call, follow);
+  };
+  step(
+    given === accepting ? 'progress' : 'chance',
+    () => `${arrives()}: ${followText(follow)}`,
+    (next) => {
+      const broken = arrive(next);
+      take(next);
+      return broken;
+    },
+  );
+  if (mayCopy) {
+    step(
+      'chance',
+      () => `${arrives()}, and a copy of it stays on the network: ${followText(follow)}`,
+      (next) => {
+        const broken = arrive(next);
+        take(next);
+        next[layout.zombies + event]!++;
+        return broken;
+      },
+    );
+  }
+  if (bounds.slowAnswers !== true) {
+    step(
+      'chance',
+      () => `${arrives()}, and its answer is lost`,
+      (next) => {
+        const broken = arrive(next);
+        proceed(run, next, key, call, follows.pending);
+        return broken;
+      },
+    );
+  }
 }
 
 function takeAnswer(run: Run, world: State, step: Step, key: number, call: Call): void {
@@ -290,17 +324,20 @@ function lateArrivals(run: Run, world: State, step: Step): void {
   const { bounds, layout } = run;
   for (let event = 0; event < bounds.keys * bounds.events; event++) {
     if (world[layout.zombies + event] === 0) continue;
-    let follow = 0;
-    step(
-      'progress',
-      () => `a call for ${nameOf(bounds, event)} that nobody waits for arrives: ${followText(follow)}, told to nobody`,
-      (next) => {
-        next[layout.zombies + event]!--;
-        const { answer, broken } = receive(run, next, event);
-        follow = followUp(run, next, event, answer);
-        return broken;
-      },
-    );
+    for (const given of answersOf(run, event)) {
+      let follow = 0;
+      step(
+        'progress',
+        () =>
+          `a call for ${nameOf(bounds, event)} that nobody waits for arrives: ${followText(follow)}, told to nobody`,
+        (next) => {
+          next[layout.zombies + event]!--;
+          const { answer, broken } = receive(run, next, event, given);
+          follow = followUp(run, next, event, answer);
+          return broken;
+        },
+      );
+    }
   }
 }
 

@@ -362,7 +362,9 @@ function parked(run: Run, world: State, step: Step): void {
 }
 
 /** What is in the memory of the consumer's process is gone. In the world as it is built that is nothing. */
-function crash({ bounds, layout }: Run, world: State, step: Step): void {
+function crash({ bounds, layout, breakage }: Run, world: State, step: Step): void {
+  // Then the step leads back to where it began.
+  if (breakage === undefined || !bounds.sweepsHeld) return;
   step(
     'chance',
     () => 'the process of the consumer crashes and starts again',
@@ -409,7 +411,9 @@ function age(run: Run, world: State, step: Step): void {
   if (breakage !== 'gates-expire') return;
   for (let key = 0; key < bounds.keys; key++) {
     const events = Array.from({ length: bounds.events }, (_, index) => key * bounds.events + index);
-    const isYoung = events.some((event) => world[layout.effect + event] !== 0 && (world[layout.inbox + event]! & tooOld) === 0);
+    const isYoung = events.some(
+      (event) => world[layout.effect + event] !== 0 && (world[layout.inbox + event]! & tooOld) === 0,
+    );
     if (world[layout.gate + key] === 0 || isYoung) continue;
     step(
       'chance',

@@ -5,7 +5,17 @@ import { consumerSteps } from './consumer.ts';
 import { producerSteps } from './producer.ts';
 import type { Run } from './run.ts';
 import type { Model, State } from './search.ts';
-import { committedOf, flag, givenOf, initialWorld, keyNames, layoutOf, nameOf, stageNamed, unpackCall } from './world.ts';
+import {
+  committedOf,
+  flag,
+  givenOf,
+  initialWorld,
+  keyNames,
+  layoutOf,
+  nameOf,
+  stageNamed,
+  unpackCall,
+} from './world.ts';
 import type { Bounds } from './world.ts';
 
 export function modelOf(bounds: Bounds, breakage?: Breakage): Model {

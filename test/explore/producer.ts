@@ -14,6 +14,7 @@ import {
   givenOf,
   indexOf,
   keyNames,
+  keyOf,
   nameOf,
   numberOf,
   packSnapshot,
@@ -24,6 +25,7 @@ import {
   stageNamed,
   stageOfSnapshot,
 } from './world.ts';
+import type { Bounds, Layout } from './world.ts';
 
 /** With this one, `ramp` at 50 % routes key `a` to events and key `b` to calls. */
 const salt = saltThatParts('a', 'b');
@@ -37,6 +39,7 @@ function saltThatParts(one: string, other: string): string {
 export function producerSteps(run: Run, world: State, step: Step): void {
   for (let key = 0; key < run.bounds.keys; key++) {
     publish(run, world, step, key);
+    dropSnapshot(run, world, step, key);
     commit(run, world, step, key);
   }
   ownCalls(run, world, step);
@@ -76,6 +79,8 @@ function publish(run: Run, world: State, step: Step, key: number): void {
   const { bounds, layout } = run;
   const index = committedOf(bounds, layout, world, key);
   if (index === bounds.events || world[layout.open + key] !== 0) return;
+  // Where the keys differ in nothing but their names, whichever is published first is called `a`.
+  if (key === 1 && world[layout.stamp] === 0 && areAlike(bounds)) return;
   const event = key * bounds.events + index;
   const counted = countedOf(bounds, layout, world, key);
   const stage = stageNamed(world[layout.stage]!);
@@ -83,6 +88,10 @@ function publish(run: Run, world: State, step: Step, key: number): void {
   const name = nameOf(bounds, event);
 
   const stamp = stamped(run, key, stage, epoch, counted, true);
+  if (bounds.coarse === true) {
+    publishAtOnce(run, step, event, stamp, `${name} is published in stage ${stage}: ${stampText(stamp)}`);
+    return;
+  }
   step(
     'progress',
     () => `${name} is published in stage ${stage}: ${stampText(stamp)}; its transaction is open`,
@@ -117,6 +126,25 @@ function publish(run: Run, world: State, step: Step, key: number): void {
   publishFromSnapshot(run, world, step, key, counted, name);
 }
 
+const areAlike = (bounds: Bounds): boolean =>
+  bounds.coarse === true &&
+  !bounds.stages.includes('ramp') &&
+  [bounds.refused, bounds.failing, bounds.undeclared, bounds.ageing].every((some) => some === undefined);
+
+function publishAtOnce({ bounds, layout }: Run, step: Step, event: number, stamp: number, label: string): void {
+  step(
+    'progress',
+    () => label,
+    (next) => {
+      next[layout.stamp + event] = stamp;
+      if (givenOf(stamp) === 'rpc') next[layout.row + event] = rows.due;
+      next[layout.relayed + keyOf(bounds, event)]!++;
+      append(bounds, layout, next, event);
+      return undefined;
+    },
+  );
+}
+
 /** The snapshot is older than the lock: a stage change since then is not seen, but the tables that are written to are the present ones. */
 function publishFromSnapshot(run: Run, world: State, step: Step, key: number, counted: number, name: string): void {
   const { bounds, layout, breakage } = run;
@@ -135,6 +163,19 @@ function publishFromSnapshot(run: Run, world: State, step: Step, key: number, co
     (next) => {
       next[layout.snapshot + key] = 0;
       if (!isRefused) next[layout.open + key] = stamp;
+      return undefined;
+    },
+  );
+}
+
+/** A transaction that has looked at the stage, and then publishes nothing. */
+function dropSnapshot({ layout }: Run, world: State, step: Step, key: number): void {
+  if (world[layout.snapshot + key] === 0) return;
+  step(
+    'progress',
+    () => `the old transaction of key ${keyNames[key]} ends without publishing`,
+    (next) => {
+      next[layout.snapshot + key] = 0;
       return undefined;
     },
   );
@@ -196,12 +237,13 @@ function ownCalls({ bounds, layout }: Run, world: State, step: Step): void {
   }
 }
 
+function append(bounds: Bounds, layout: Layout, next: State, event: number): void {
+  const partition = partitionOf(bounds, event);
+  next[layout.log + partition * layout.logMost + next[layout.logLength + partition]!++] = event + 1;
+}
+
 /** Publishes what is committed to the log, of each key in order; and, after a crash, the last messages again. */
 function relay({ bounds, layout }: Run, world: State, step: Step): void {
-  const append = (next: State, event: number): void => {
-    const partition = partitionOf(bounds, event);
-    next[layout.log + partition * layout.logMost + next[layout.logLength + partition]!++] = event + 1;
-  };
   for (let key = 0; key < bounds.keys; key++) {
     const relayed = world[layout.relayed + key]!;
     if (relayed === committedOf(bounds, layout, world, key)) continue;
@@ -211,7 +253,7 @@ function relay({ bounds, layout }: Run, world: State, step: Step): void {
       () => `the relay sends ${nameOf(bounds, event)} to Kafka`,
       (next) => {
         next[layout.relayed + key]!++;
-        append(next, event);
+        append(bounds, layout, next, event);
         return undefined;
       },
     );
@@ -225,7 +267,7 @@ function relay({ bounds, layout }: Run, world: State, step: Step): void {
         (next) => {
           next[layout.repeats]! += count;
           for (let offset = length - count; offset < length; offset++)
-            append(next, world[layout.log + partition * layout.logMost + offset]! - 1);
+            append(bounds, layout, next, world[layout.log + partition * layout.logMost + offset]! - 1);
           return undefined;
         },
       );

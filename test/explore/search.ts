@@ -110,7 +110,9 @@ export function explore(model: Model, { maxStates }: Limits): Explored {
 
   const stuck = firstThatCannotFinish(model, seen, edges, edgesFrom);
   if (stuck === undefined) return result(true);
-  return result(true, traced(stuck, 'From here nothing that anybody does leads to the end any more.'));
+  const { what, trace, state } = traced(stuck, 'Stuck: nothing that anybody does leads to the end any more.');
+  const example = goingOn(model, seen, stuck);
+  return result(true, { what, trace: [...trace, ...example.map((label) => `(then, for example) ${label}`)], state });
 }
 
 /**
@@ -143,6 +145,27 @@ function firstThatCannotFinish(model: Model, seen: StateSet, edges: Growing, edg
   }
   const stuck = can.indexOf(0);
   return stuck === -1 ? undefined : stuck;
+}
+
+/** How it may go on after a state, by steps of progress that lead to something new, until there is none. */
+function goingOn(model: Model, seen: StateSet, index: number): string[] {
+  const state = new Uint8Array(model.size);
+  seen.read(index, state);
+  const visited = new Set([state.join()]);
+  const labels: string[] = [];
+  for (let goesOn = true; goesOn && labels.length < 12;) {
+    let found: { readonly state: State; readonly label: string } | undefined;
+    model.next(state, (next, kind, label) => {
+      if (found === undefined && kind === 'progress' && !visited.has(next.join()))
+        found = { state: next.slice(), label: label() };
+    });
+    goesOn = found !== undefined;
+    if (found === undefined) continue;
+    state.set(found.state);
+    visited.add(state.join());
+    labels.push(found.label);
+  }
+  return labels;
 }
 
 /** The labels of the steps that lead to a state, and on by the step with the ordinal `last`. */

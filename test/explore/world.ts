@@ -22,6 +22,12 @@ export interface Bounds {
   readonly calls: number;
   /** Calls at a time that nobody waits for any more, or copies of calls, and that may still arrive. */
   readonly zombies: number;
+  /**
+   * Fewer steps, for larger worlds. An event is stamped, committed and in the log in one step: what is read late stands for what is
+   * relayed late. A call is sent, received and answered in one step: one that arrives late is a copy, to be called for again. A row
+   * may be called for by its publisher, and by the sweeper, at any time.
+   */
+  readonly coarse?: boolean;
   /** Whether an answer may be on its way while other things happen. */
   readonly slowAnswers?: boolean;
   /** How many messages the relay may send again. */
