@@ -1,6 +1,7 @@
 import { Command, Option } from 'commander';
 import type { TurnoutConfig } from '../config.ts';
 import { loadConfig } from './load-config.ts';
+import { explainMissing } from './missing-migrations.ts';
 import { toJson } from './output.ts';
 import type { Io, Report } from './output.ts';
 
@@ -13,7 +14,10 @@ export interface CommonOptions {
 /** What the files of `commands/` build their commands with. */
 export interface CommandTools {
   readonly io: Io;
-  /** Loads the configuration, runs the work, prints its report, and closes what the configuration opened. */
+  /**
+   * Loads the configuration, runs the work, prints its report, and closes what the configuration opened. Says which database
+   * lacks which migrations if the work fails of that.
+   */
   withConfig(command: Command, work: (config: TurnoutConfig) => Promise<Report | undefined>): Promise<void>;
   /** For commands that need no configuration. */
   print(command: Command, report: Report | undefined): void;
@@ -34,6 +38,9 @@ export function commandTools(io: Io): CommandTools {
       const config = await loadConfig(io.cwd, command.optsWithGlobals<CommonOptions>().config);
       try {
         print(command, await work(config));
+      } catch (error) {
+        await explainMissing(config, error);
+        throw error;
       } finally {
         await config.close?.();
       }

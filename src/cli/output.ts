@@ -23,8 +23,16 @@ export function toJson(value: unknown): string {
   return JSON.stringify(value, (_key, member: unknown) => (typeof member === 'bigint' ? member.toString() : member));
 }
 
+/** What is told of a failure. */
+export interface ErrorDescription {
+  readonly code: string;
+  readonly message: string;
+  readonly remedy?: string;
+  readonly details?: unknown;
+}
+
 /** What is told of a failed command. Read by its fields, not by `instanceof`: the configuration may have loaded another instance. */
-export function describeError(error: unknown): { code: string; message: string; remedy?: string; details?: unknown } {
+export function describeError(error: unknown): ErrorDescription {
   const message = error instanceof Error ? error.message : String(error);
   const code = typeof error === 'object' && error !== null && 'code' in error ? String(error.code) : 'UNKNOWN';
   const kind = (errorKinds as Readonly<Record<string, ErrorKind>>)[code];
@@ -40,8 +48,37 @@ export function describeError(error: unknown): { code: string; message: string; 
 
 /** The same for people. */
 export function errorText(error: unknown): string {
-  const { code, message, remedy } = describeError(error);
-  return `turnout: ${message}\n${remedy === undefined ? '' : `  ${remedy}\n`}  [${code}]\n`;
+  const described = describeError(error);
+  const problems = problemsOf(described);
+  if (problems.length > 1)
+    return `turnout: There are ${problems.length} reasons against it.\n${problems.map(textOf).join('')}`;
+  return `turnout: ${textOf(described)}`;
+}
+
+function textOf({ code, message, remedy, details }: ErrorDescription): string {
+  return `${message}\n${findingsOf(details)}${remedy === undefined ? '' : `  ${remedy}\n`}  [${code}]\n`;
+}
+
+/** Where several things stand against a stage change, each of them, with its own remedy. */
+function problemsOf({ details }: ErrorDescription): ErrorDescription[] {
+  const problems = (details as { problems?: unknown } | undefined)?.problems;
+  if (!Array.isArray(problems)) return [];
+  return (problems as { code?: string; message: string; details?: unknown }[]).map((each) => ({
+    code: each.code ?? 'UNKNOWN',
+    message: each.message,
+    remedy: (errorKinds as Readonly<Record<string, ErrorKind>>)[each.code ?? '']?.remedy ?? '',
+    details: each.details,
+  }));
+}
+
+/** What a check found that speaks against a promotion. */
+function findingsOf(details: unknown): string {
+  const findings = (details as { findings?: unknown } | undefined)?.findings;
+  if (!Array.isArray(findings)) return '';
+  return (findings as { check: string; verdict: string; why: string; remedy: string }[])
+    .filter(({ verdict }) => verdict !== 'ready')
+    .map(({ check, verdict, why, remedy }) => `  - ${check}: ${verdict}: ${why} ${remedy}`.trimEnd() + '\n')
+    .join('');
 }
 
 /** Columns as wide as their widest cell. */

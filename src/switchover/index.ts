@@ -19,6 +19,7 @@ export type { Routing, Stage, StageDecision, StageFacts, StageProblem, StageRequ
 export {
   createdXidFinished,
   latestCheck,
+  openTransactionsOver,
   recordCheck,
   recordSince,
   redrive,
@@ -26,10 +27,18 @@ export {
   setStage,
   stepBack,
   switchoverHistory,
+  switchoverNames,
   switchoverStart,
   switchoverStatus,
 } from './stage-store.ts';
-export type { ProblemDetails, RecordedCheck, Since, StageChange, SwitchoverStatus } from './stage-store.ts';
+export type {
+  ProblemDetails,
+  RecordedCheck,
+  Since,
+  StageChange,
+  SwitchoverStart,
+  SwitchoverStatus,
+} from './stage-store.ts';
 export { definitiveCodes, grpcCodeOfStatus, statusOfGrpcCode } from './grpc-codes.ts';
 export { rpcSweeper } from './sweeper.ts';
 export type { RpcSweeper, RpcSweeperCounters, RpcSweeperOptions } from './sweeper.ts';
@@ -41,6 +50,8 @@ export { defaultCheckRules, duration, judge } from './checks.ts';
 export type { CheckFacts, CheckRules, CheckVerdict, Finding, Judgement } from './checks.ts';
 export { consumerEvidence } from './evidence.ts';
 export type { ConsumerEvidence, EndpointSeen, EvidenceQuestion, HeldEvidence, UnknownCaller } from './evidence.ts';
+export { explainEvent, explanationText } from './explain.ts';
+export type { AtConsumer, ExplainedEvent, ExplainedRoute, Explanation } from './explain.ts';
 export { askForEvidence, switchoverStates, unreadMs } from './facts.ts';
 export type { ConsumerView, SwitchoverState } from './facts.ts';
 export { breached, defaultGuardrailRules } from './guardrails.ts';
@@ -48,6 +59,8 @@ export type { Breach, GuardrailFacts, GuardrailRules, GuardrailVerdict } from '.
 export { guardrails } from './watch-switchovers.ts';
 export type { GuardrailOptions, Guardrails } from './watch-switchovers.ts';
 export { createEndpoint } from './endpoint.ts';
+export { compareWith, describeEffect, shadowReport, unwatchTable, waiveMismatch, watchTable } from './shadow/index.ts';
+export type { CompareOptions, Comparison, ShadowGroup, ShadowReportOptions } from './shadow/index.ts';
 export type { Endpoint, EndpointOptions, GateAnswer, GateRequest, HandlerAnswer } from './endpoint.ts';
 export { replyConsumer } from './replies/reply-consumer.ts';
 export { acceptedAnswer, answerReplyStatus, statusOf } from './replies/reply-status.ts';

@@ -2,6 +2,7 @@ import type { Queryable } from '../database/index.ts';
 import { codeOfSqlState, errorKinds, fromDatabaseError, TurnoutError } from '../errors/index.ts';
 import type { ErrorCode } from '../errors/index.ts';
 import type { Ordering } from '../event/index.ts';
+import { sleep } from '../lifecycle/index.ts';
 import type { SwitchoverDefinition } from './define-switchover.ts';
 import type { CheckVerdict, Finding } from './checks.ts';
 import type { ConsumedSequence } from './evidence.ts';
@@ -55,19 +56,60 @@ export async function createdXidFinished(database: Queryable, source: string, na
 /** Where a consumer started: for each topic the offsets of its partitions, from partition 0 on. */
 export type Since = Readonly<Record<string, readonly bigint[]>>;
 
-/** What a switchover's row says of its consumer; undefined if there is no row. Looks at nothing else, so that it is quick. */
+/** What a switchover's row says; undefined if there is no row. Looks at nothing else, so that it is quick. */
 export async function switchoverStart(
   database: Queryable,
   source: string,
   name: string,
-): Promise<{ readonly consumer: string; readonly since: Since | undefined } | undefined> {
-  const [row] = await rowsOf<{ consumer: string; since: string | null }>(
+): Promise<SwitchoverStart | undefined> {
+  const [row] = await rowsOf<Omit<SwitchoverStart, 'since'> & { since: string | null }>(
     database,
-    'select s.consumer, s.since::text as since from turnout.switchover s where s.source = $1 and s.name = $2',
+    `select s.consumer, s.since::text as since, s.stage, s.percent::float8 as percent, s.epoch::float8 as epoch, s.endpoint, s.ordering as "order"
+       from turnout.switchover s where s.source = $1 and s.name = $2`,
     [source, name],
   );
   if (row === undefined) return undefined;
-  return { consumer: row.consumer, since: row.since === null ? undefined : parseSince(row.since) };
+  return { ...row, since: row.since === null ? undefined : parseSince(row.since) };
+}
+
+export interface SwitchoverStart {
+  readonly consumer: string;
+  readonly since: Since | undefined;
+  readonly stage: Stage;
+  readonly percent: number;
+  readonly epoch: number;
+  readonly endpoint: 'wrapped' | 'bridged';
+  readonly order: Ordering;
+}
+
+/** The names of a source's switchovers. */
+export async function switchoverNames(database: Queryable, source: string): Promise<string[]> {
+  const rows = await rowsOf<{ name: string }>(
+    database,
+    'select s.name from turnout.switchover s where s.source = $1 order by s.name',
+    [source],
+  );
+  return rows.map(({ name }) => name);
+}
+
+/** Resolves when all transactions that are open now are over, with true; or with false when `patienceMs` have passed. */
+export async function openTransactionsOver(database: Queryable, patienceMs: number): Promise<boolean> {
+  const [now] = await rowsOf<{ next: string }>(
+    database,
+    'select pg_snapshot_xmax(pg_current_snapshot())::text as next',
+    [],
+  );
+  const deadline = performance.now() + patienceMs;
+  for (;;) {
+    const [row] = await rowsOf<{ over: boolean }>(
+      database,
+      'select pg_snapshot_xmin(pg_current_snapshot()) >= $1::xid8 as over',
+      [now!.next],
+    );
+    if (row!.over) return true;
+    if (performance.now() > deadline) return false;
+    await sleep(20);
+  }
 }
 
 /** Records where the consumer started; the first record stands. */

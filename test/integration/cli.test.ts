@@ -59,6 +59,20 @@ const codeOf = (data: Record<string, unknown>): unknown => (data['error'] as { c
 
 // One after the other, as an operator would.
 describe('turnout, from an empty database to events and back', () => {
+  it('says which database lacks which migrations, instead of what PostgreSQL says', async () => {
+    for (const args of [
+      ['topics', 'apply', '--dry-run'],
+      ['switch', 'confirmation', 'event', '--force', '--reason', 'ready'],
+      ['switch', 'status'],
+      ['status'],
+      ['run'],
+    ]) {
+      const { code, data, output } = await turnout(...args);
+      expect([args.join(' '), code, codeOf(data)]).toEqual([args.join(' '), 1, 'TURNOUT_MIGRATION_MISSING']);
+      expect(output).toMatch(/The database of shop \([^)]+\) lacks producer\/000001_outbox/);
+    }
+  });
+
   it('migrates each configured database with what it needs, and only once', async () => {
     const dry = await turnout('migrate', '--dry-run');
     expect(dry.code).toBe(0);
@@ -123,11 +137,23 @@ describe('turnout, from an empty database to events and back', () => {
     const unreasoned = await turnout('switch', 'confirmation', 'event', '--force');
     expect([unreasoned.code, codeOf(unreasoned.data)]).toEqual([1, 'TURNOUT_REASON_MISSING']);
     const unforced = await turnout('switch', 'confirmation', 'event', '--reason', 'ready');
-    expect([unforced.code, codeOf(unforced.data)]).toEqual([1, 'TURNOUT_CHECKS_MISSING']);
+    // Nobody consumes yet.
+    expect([unforced.code, codeOf(unforced.data)]).toEqual([1, 'TURNOUT_CHECKS_NOT_READY']);
+    const neither = await turnout('switch', 'confirmation', 'ramp');
+    expect([neither.code, codeOf(neither.data)]).toEqual([1, 'TURNOUT_REASON_MISSING']);
+    for (const code of ['TURNOUT_REASON_MISSING', 'TURNOUT_PERCENT_INVALID', 'TURNOUT_CHECKS_NOT_READY'])
+      expect(neither.output).toContain(`[${code}]`);
     const unknown = await turnout('switch', 'confirmation', 'sideways', '--reason', 'why not');
     expect([unknown.code, codeOf(unknown.data)]).toEqual([1, 'TURNOUT_STAGE_UNKNOWN']);
     const nobody = await turnout('switch', 'nobody', 'rpc');
     expect([nobody.code, codeOf(nobody.data)]).toEqual([1, 'TURNOUT_SWITCHOVER_UNKNOWN']);
+    const mistyped = await turnout('switch', 'confirmatoin', 'event', '--reason', 'ready');
+    expect(mistyped.output).toContain('did you mean confirmation?');
+    expect((await turnout('switch', 'confirmation', 'evnet', '--reason', 'ready')).output).toContain(
+      'rpc, shadow, ramp, event, done; did you mean event?',
+    );
+    const nothing = await turnout('switch', 'confirmation', 'rpc');
+    expect(nothing.data).toMatchObject({ ok: true, changed: false, epoch: 1 });
   });
 
   it('sets a stage and tells the history', async () => {

@@ -69,8 +69,10 @@ describe('the way back to rpc', () => {
       consumer: 'email',
       stage: 'rpc',
       created: false,
+      changed: true,
       epoch: 3,
     });
+    expect(await run(config(switchovers), 'rpc', 'once more')).toMatchObject({ changed: false, epoch: 3 });
     expect(await row()).toEqual({ stage: 'rpc', types: [OrderPlaced.name, OrderChanged.name] });
   });
 

@@ -1,9 +1,10 @@
 import type { Command } from 'commander';
 import { migrate, migrationScript } from '../../database/index.ts';
-import type { Database, MigrationSet } from '../../database/index.ts';
+import type { MigrationSet } from '../../database/index.ts';
 import { TurnoutError } from '../../errors/index.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
+import { databasesOf } from '../missing-migrations.ts';
 import { table } from '../output.ts';
 import type { Report } from '../output.ts';
 
@@ -75,25 +76,6 @@ export async function migrateDatabases(
           applied.map((each) => [each.database, each.migration, each.state]),
         );
   return { data: { dryRun: options.dryRun, applied }, text };
-}
-
-interface Target {
-  readonly name: string;
-  readonly database: Database;
-  readonly sets: MigrationSet[];
-}
-
-/** One target a database, although a service's outbox and its consumers often share one. */
-function databasesOf(config: TurnoutConfig): Target[] {
-  const targets = new Map<Database, Target>();
-  const add = (name: string, database: Database, set: MigrationSet): void => {
-    const target = targets.get(database) ?? { name, database, sets: [] };
-    if (!target.sets.includes(set)) target.sets.push(set);
-    targets.set(database, target);
-  };
-  if (config.database !== undefined) add(config.source ?? 'database', config.database, 'producer');
-  for (const consumer of config.consumers ?? []) add(consumer.name, consumer.database, 'consumer');
-  return [...targets.values()];
 }
 
 function parseSets(names: readonly string[]): MigrationSet[] {

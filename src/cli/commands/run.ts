@@ -7,6 +7,7 @@ import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
 import { loggerFor } from '../logger.ts';
+import { migrationsThere } from '../missing-migrations.ts';
 import type { Io } from '../output.ts';
 import { runService } from './run-service.ts';
 
@@ -25,6 +26,7 @@ export async function run(loaded: TurnoutConfig, io: Io): Promise<undefined> {
   const { source, database, broker, switchovers = [] } = need(loaded, 'run', 'source', 'database', 'broker');
   const logger = loggerFor(io);
   const service = together('turnout run', [
+    migrationsThere({ name: source, database, sets: ['producer'] }),
     outboxKeeper({ database, logger }),
     createRelay({ database, publisher: broker.publisher(), logger }),
     ...(switchovers.length === 0

@@ -2,59 +2,77 @@ import type { Command } from 'commander';
 import { TurnoutError } from '../../errors/index.ts';
 import type { Source } from '../../consumer/index.ts';
 import {
+  askForEvidence,
+  checkSwitchover,
+  isPromotion,
+  isStage,
+  openTransactionsOver,
+  redrive,
   registerSwitchover,
   setStage,
-  switchoverHistory,
+  stages,
+  switchoverNames,
   switchoverStart,
-  switchoverStatus,
 } from '../../switchover/index.ts';
-import type { Since, SwitchoverDefinition } from '../../switchover/index.ts';
+import type { Since, Stage, SwitchoverDefinition, SwitchoverStart } from '../../switchover/index.ts';
+import { consumerView } from '../consumer-view.ts';
+import { knownText } from '../nearest.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
 import { loggerFor } from '../logger.ts';
-import { table } from '../output.ts';
 import type { Io, Report } from '../output.ts';
 import { beginSwitchover } from './begin-switchover.ts';
+import { showHistory, showSwitchovers } from './switch-status.ts';
 
 export function addSwitchCommands(program: Command, tools: CommandTools): void {
   const switching = tools
     .group(program, 'switch')
     .usage('<name> <stage> [options] | status | history <name>')
     .argument('<name>', 'name of a switchover of the configuration')
-    .argument('<stage>', 'rpc or event; or register, which adds event types to the switchover')
+    .argument('<stage>', 'rpc, shadow, ramp, event or done; or register, which adds event types to the switchover')
     .description('set the stage of a switchover; from the next transaction on, events are given the new route')
     .option('-r, --reason <text>', 'why; the history keeps it (may be left out when the switchover is created)')
-    .option('-f, --force', 'promote without checks that say it is ready')
-    .option('-p, --percent <number>', 'share of keys for stage ramp', Number)
+    .option('-f, --force', 'promote although checks or undeclared publishers speak against it; needs a reason')
+    .option('-p, --percent <number>', 'share of keys for stage ramp, above 0 and up to 100', percentOf)
+    .option('--redrive', 'with stage rpc: make calls at once for the events that the consumer may not have had yet')
     .addHelpText('after', help)
     .action(
       (
         name: string,
         stage: string,
-        options: { reason?: string; force?: boolean; percent?: number },
+        options: { reason?: string; force?: boolean; percent?: number; redrive?: boolean },
         command: Command,
       ) =>
         tools.withConfig(command, (config) =>
           switchStage(
             config,
-            { name, stage, reason: options.reason, force: options.force === true, percent: options.percent },
+            {
+              name,
+              stage,
+              reason: options.reason,
+              force: options.force === true,
+              percent: options.percent,
+              redrive: options.redrive === true,
+            },
             tools.io,
           ),
         ),
     );
   switching
     .command('status')
-    .description('stage, epoch and owed calls of every switchover')
+    .description('stage, epoch, owed calls and newest check of every switchover')
     .action((_options: unknown, command: Command) => tools.withConfig(command, (config) => showSwitchovers(config)));
   switching
     .command('history')
     .argument('<name>', 'name of a switchover')
-    .description('every stage change of a switchover: when, who, why')
+    .description('every stage change of a switchover: when, who, why, forced or automatic')
     .action((name: string, _options: unknown, command: Command) =>
       tools.withConfig(command, (config) => showHistory(config, name)),
     );
 }
+
+const percentOf = (text: string): number => Number(text.replace(/\s*%$/, ''));
 
 const help = `
 The first \`turnout switch <name> rpc\` creates the switchover: it waits until transactions that began before it are over and
@@ -64,15 +82,20 @@ one statement: it needs no broker, and no configuration that fits.
 code that makes their calls through it is deployed. None is ever taken away.
 
   turnout switch order-confirmation rpc
-  turnout switch order-confirmation event --force --reason "e-mail team is ready, see MAIL-12"
-  turnout switch order-confirmation rpc --reason "template broken"`;
+  turnout switch order-confirmation shadow --reason "e-mail team is ready, see MAIL-12"
+  turnout switch order-confirmation ramp --percent 5 --reason "no difference in a week"
+  turnout switch order-confirmation event --reason "5 % for two days"
+  turnout switch order-confirmation rpc --redrive --reason "template broken"
+  turnout switch order-confirmation done --reason "the endpoint goes"`;
 
-interface SwitchRequest {
+export interface SwitchRequest {
   readonly name: string;
   readonly stage: string;
   readonly reason: string | undefined;
   readonly force: boolean;
   readonly percent: number | undefined;
+  /** With stage `rpc`: make calls for the events that the consumer may not have had yet. */
+  readonly redrive?: boolean;
 }
 
 /**
@@ -81,22 +104,101 @@ interface SwitchRequest {
  * newer than the code that runs. `register` adds the event types that the configuration has and the row lacks.
  */
 export async function switchStage(loaded: TurnoutConfig, request: SwitchRequest, io: Io): Promise<Report> {
-  const { source, database, broker } = need(loaded, 'switch', 'source', 'database');
+  const { source, database } = need(loaded, 'switch', 'source', 'database');
   const { name, stage } = request;
   if (stage === 'register') return await registerTypes(loaded, request);
+  if (!isStage(stage)) {
+    throw new TurnoutError(
+      'TURNOUT_STAGE_UNKNOWN',
+      `There is no stage ${stage} (there are: ${knownText(stage, stages)}).`,
+      {
+        details: { stage, known: stages },
+      },
+    );
+  }
+  if (request.redrive === true && stage !== 'rpc') {
+    throw new TurnoutError('TURNOUT_STAGE_ORDER', `\`--redrive\` goes with stage rpc, not with ${stage}.`, {
+      details: { switchover: name, stage },
+    });
+  }
   const start = await switchoverStart(database, source, name);
   if (stage === 'rpc' && start?.since === undefined) return await begin(loaded, request, io);
-  const consumer = start?.consumer ?? definitionOf(loaded, name).consumer;
-  if (stage === 'event' && start?.since !== undefined && broker !== undefined)
-    await needOffsets(broker.source(), consumer, start.since);
+  if (start === undefined) throw await unknownSwitchover(loaded, name);
+  await prepare(loaded, request, start);
   const epoch = await setStage(database, source, name, stage, {
     reason: request.reason ?? '',
     force: request.force,
     ...(request.percent === undefined ? {} : { percent: request.percent }),
   });
+  const changed = epoch !== start.epoch;
+  const redriven = request.redrive === true ? await redriveBacklog(loaded, name, start) : undefined;
+  const { consumer } = start;
+  const place = stage === 'ramp' ? `ramp, ${request.percent ?? 0} %` : stage;
   return {
-    data: { switchover: name, consumer, stage, created: false, epoch },
-    text: `Switchover ${name} is in stage ${stage} (epoch ${epoch}) from the next transaction on.`,
+    data: {
+      switchover: name,
+      consumer,
+      stage,
+      created: false,
+      changed,
+      epoch,
+      ...(stage === 'ramp' ? { percent: request.percent } : {}),
+      ...redriven?.data,
+    },
+    text: [
+      changed
+        ? `Switchover ${name} is in stage ${place} (epoch ${epoch}) from the next transaction on.`
+        : `Switchover ${name} is in stage ${place} (epoch ${epoch}) already; nothing was changed.`,
+      ...(redriven === undefined ? [] : [redriven.text]),
+    ].join('\n'),
+  };
+}
+
+/** What a promotion needs beside its statement: an offset for the consumer, and a check, which is kept in the database. */
+async function prepare(
+  loaded: TurnoutConfig,
+  { name, stage, percent, force }: SwitchRequest,
+  start: SwitchoverStart,
+): Promise<void> {
+  const { source, database, broker, switchovers = [] } = need(loaded, 'switch', 'source', 'database');
+  const target = stage as Stage;
+  const promotes =
+    isPromotion(start.stage, target) || (target === 'ramp' && start.stage === 'ramp' && (percent ?? 0) > start.percent);
+  const drains = target === 'rpc' && start.stage !== 'rpc' && start.endpoint === 'bridged' && start.order === 'key';
+  if (start.stage === 'done' || !(promotes || drains)) return;
+  if ((target === 'ramp' || target === 'event') && start.since !== undefined && broker !== undefined)
+    await needOffsets(broker.source(), start.consumer, start.since);
+  if (force) return;
+  const rules = switchovers.find((each) => each.name === name)?.checks;
+  await checkSwitchover({ source, database, name, target, rules, ...consumerView(loaded, start.consumer) });
+}
+
+/**
+ * The backlog goes through calls. Asked after the step back, which waits for nothing; and after the transactions that began before
+ * it, whose events would not be found.
+ */
+async function redriveBacklog(loaded: TurnoutConfig, name: string, { consumer }: SwitchoverStart): Promise<Report> {
+  const { source, database } = need(loaded, 'switch', 'source', 'database');
+  const [over, { evidence, error }] = await Promise.all([
+    openTransactionsOver(database, 5_000),
+    askForEvidence(consumerView(loaded, consumer), {}),
+  ]);
+  // If not all that it holds is listed, everything is taken; what it has had are duplicates.
+  const complete = evidence !== undefined && evidence.heldCount <= evidence.held.length;
+  const redriven = await redrive(database, source, name, {
+    ...(complete ? { consumed: evidence.consumed } : {}),
+    seqs: (evidence?.held ?? []).flatMap((each) => (each.source === source && each.seq !== '' ? [each.seq] : [])),
+  });
+  const since = complete ? 'that the consumer may not have had' : 'since the switchover last left rpc';
+  return {
+    data: { redriven, evidence: complete, transactionsOver: over },
+    text: [
+      `Calls are owed for ${redriven} events ${since}; \`turnout run\` makes them.`,
+      ...(error === undefined ? [] : [`What the consumer has had is not known: ${error}`]),
+      ...(over
+        ? []
+        : ['Transactions from before the change are still open: run the same command again when they are over.']),
+    ].join('\n'),
   };
 }
 
@@ -122,11 +224,7 @@ async function begin(loaded: TurnoutConfig, { name, reason }: SwitchRequest, io:
 async function registerTypes(loaded: TurnoutConfig, { name, reason }: SwitchRequest): Promise<Report> {
   const { source, database } = need(loaded, 'switch', 'source', 'database');
   const definition = definitionOf(loaded, name);
-  if ((await switchoverStart(database, source, name)) === undefined) {
-    throw new TurnoutError('TURNOUT_SWITCHOVER_UNKNOWN', `Switchover ${name} does not exist in source ${source}.`, {
-      details: { switchover: name, source },
-    });
-  }
+  if ((await switchoverStart(database, source, name)) === undefined) throw await unknownSwitchover(loaded, name);
   await registerSwitchover(database, source, definition, reason ?? '');
   const { consumer, eventTypes } = definition;
   return {
@@ -142,8 +240,20 @@ function definitionOf(loaded: TurnoutConfig, name: string): SwitchoverDefinition
   const known = switchovers.map((each) => each.name);
   throw new TurnoutError(
     'TURNOUT_SWITCHOVER_UNKNOWN',
-    `The configuration has no switchover ${name} (it has: ${known.join(', ') || 'none'}).`,
+    `The configuration has no switchover ${name} (it has: ${knownText(name, known)}).`,
     { details: { switchover: name, known } },
+  );
+}
+
+/** Names those of the database and of the configuration. */
+async function unknownSwitchover(loaded: TurnoutConfig, name: string): Promise<TurnoutError> {
+  const { source, database, switchovers = [] } = need(loaded, 'switch', 'source', 'database');
+  const created = await switchoverNames(database, source);
+  const known = [...new Set([...created, ...switchovers.map((each) => each.name)])];
+  return new TurnoutError(
+    'TURNOUT_SWITCHOVER_UNKNOWN',
+    `Switchover ${name} does not exist in source ${source} (known: ${knownText(name, known)}).`,
+    { details: { switchover: name, source, known } },
   );
 }
 
@@ -168,45 +278,4 @@ function sinceText(since: Since): string {
   return Object.entries(since)
     .map(([topic, offsets]) => `${topic} [${offsets.join(', ')}]`)
     .join(', ');
-}
-
-/** Stage of every switchover of the source. */
-export async function showSwitchovers(loaded: TurnoutConfig): Promise<Report> {
-  const { source, database } = need(loaded, 'switch status', 'source', 'database');
-  const switchovers = await switchoverStatus(database, source);
-  const text =
-    switchovers.length === 0
-      ? 'There is no switchover yet; `turnout switch <name> rpc` creates one.'
-      : table(
-          ['switchover', 'consumer', 'stage', 'epoch', 'order', 'calls owed', 'started'],
-          switchovers.map((each) => [
-            each.name,
-            each.consumer,
-            each.stage === 'ramp' ? `ramp ${each.percent} %` : each.stage,
-            String(each.epoch),
-            each.order,
-            String(each.owedCalls),
-            each.since === undefined ? 'no' : 'yes',
-          ]),
-        );
-  return { data: { source, switchovers }, text };
-}
-
-/** Every stage change of one switchover, the oldest first. */
-export async function showHistory(loaded: TurnoutConfig, name: string): Promise<Report> {
-  const { source, database } = need(loaded, 'switch history', 'source', 'database');
-  const changes = await switchoverHistory(database, source, name);
-  const text = table(
-    ['when', 'from', 'to', 'epoch', 'who', 'forced', 'reason'],
-    changes.map((each) => [
-      each.at.toISOString(),
-      each.from ?? '',
-      each.to,
-      String(each.epoch),
-      each.actor,
-      each.forced ? 'forced' : '',
-      each.reason,
-    ]),
-  );
-  return { data: { source, switchover: name, changes }, text };
 }

@@ -4,6 +4,7 @@ import { applyTopics } from '../../relay/index.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
+import { requireConfigured } from '../missing-migrations.ts';
 import { table } from '../output.ts';
 import type { Report } from '../output.ts';
 
@@ -24,6 +25,8 @@ export function addTopicsCommands(program: Command, tools: CommandTools): void {
 /** Creates or checks the topics of the configured events, and registers the events with the outbox. */
 export async function topicsApply(loaded: TurnoutConfig, options: { readonly dryRun: boolean }): Promise<Report> {
   const { source, database, broker, events } = need(loaded, 'topics apply', 'source', 'database', 'broker', 'events');
+  // Asked of a dry run too: what it says would be done could not be done.
+  await requireConfigured({ name: source, database, sets: ['producer'] });
   const admin = broker.topics();
   // The check comes first and changes nothing, so that a topic with another partition count is refused before the
   // database has recorded ours; the database refuses what it has recorded otherwise before a topic is created.
