@@ -1,11 +1,16 @@
+import type { Queryable } from '../database/index.ts';
 import { consumerEvidence } from '../switchover/index.ts';
 import type { ConsumerView } from '../switchover/index.ts';
 import type { TurnoutConfig } from '../config.ts';
 
-/** Where a configuration can look at a consumer: the database of its definition, one it names for that, or a function that fetches. */
+/** A consumer's database, if the configuration has it: that of its definition, or one it names for looking. */
+export function consumerDatabase(config: TurnoutConfig, consumer: string): Queryable | undefined {
+  return config.consumers?.find(({ name }) => name === consumer)?.database ?? config.consumerDatabases?.[consumer];
+}
+
+/** Where a configuration can look at a consumer: its database, or a function that fetches what the consumer serves. */
 export function consumerView(config: TurnoutConfig, consumer: string): ConsumerView {
-  const database =
-    config.consumers?.find(({ name }) => name === consumer)?.database ?? config.consumerDatabases?.[consumer];
+  const database = consumerDatabase(config, consumer);
   return {
     broker: config.broker?.source(),
     evidence:

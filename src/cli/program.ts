@@ -3,7 +3,9 @@ import type { Command } from 'commander';
 import {
   addBridgeCommands,
   addCheckCommands,
+  addCleanupCommands,
   addConsumeCommands,
+  addExplainCommands,
   addMigrateCommands,
   addProxyCommands,
   addRelayCommands,
@@ -52,6 +54,8 @@ function buildProgram(io: Io): Command {
   addProxyCommands(program, tools);
   addSwitchCommands(program, tools);
   addCheckCommands(program, tools);
+  addExplainCommands(program, tools);
+  addCleanupCommands(program, tools);
   addRelayCommands(program, tools);
   addStatusCommands(program, tools);
   return program;

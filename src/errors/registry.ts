@@ -176,6 +176,10 @@ export const errorKinds = {
     remedy:
       'The key has an event that is older than its last one and was never seen; look at turnout.alarm before it goes on.',
   },
+  TURNOUT_EVENT_UNKNOWN: {
+    retryable: false,
+    remedy: 'Give the id of an event of this database; those older than retention have left the outbox.',
+  },
   TURNOUT_STAGE_FINAL: {
     retryable: false,
     sqlState: 'TU017',

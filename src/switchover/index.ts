@@ -52,7 +52,7 @@ export { consumerEvidence } from './evidence.ts';
 export type { ConsumerEvidence, EndpointSeen, EvidenceQuestion, HeldEvidence, UnknownCaller } from './evidence.ts';
 export { explainEvent, explanationText } from './explain.ts';
 export type { AtConsumer, ExplainedEvent, ExplainedRoute, Explanation } from './explain.ts';
-export { askForEvidence, switchoverStates, unreadMs } from './facts.ts';
+export { askForEvidence, switchoverState, switchoverStates, unreadMs } from './facts.ts';
 export type { ConsumerView, SwitchoverState } from './facts.ts';
 export { breached, defaultGuardrailRules } from './guardrails.ts';
 export type { Breach, GuardrailFacts, GuardrailRules, GuardrailVerdict } from './guardrails.ts';

@@ -1,5 +1,6 @@
 export { addCheckCommands, checkConfigured, checkText, showCheck } from './check.ts';
 export { addBridgeCommands } from './bridge.ts';
+export { addCleanupCommands, showCleanup } from './cleanup.ts';
 export { addConsumeCommands } from './consume.ts';
 export { addMigrateCommands } from './migrate.ts';
 export { addProxyCommands } from './proxy.ts';
@@ -8,3 +9,4 @@ export { addRunCommands } from './run.ts';
 export { addStatusCommands } from './status.ts';
 export { addSwitchCommands, switchStage } from './switch.ts';
 export { addTopicsCommands } from './topics.ts';
+export { addExplainCommands, showExplanation } from './explain.ts';
