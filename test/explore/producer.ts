@@ -1,6 +1,8 @@
 // The producing service, its database, the relay, and the operator who changes stages.
-import { rampBucket, stages, transitions } from '../../src/switchover/index.ts';
+import { rampBucket } from '../../src/switchover/index.ts';
 import type { Stage } from '../../src/switchover/index.ts';
+import { stageChange } from '../../src/switchover/stage.ts';
+import type { StageDecision } from '../../src/switchover/stage.ts';
 import { stampEvents } from '../../src/switchover/stamping.ts';
 import type { EventStamp, KeyNumber, StampingRow } from '../../src/switchover/stamping.ts';
 import { remembered } from './run.ts';
@@ -45,7 +47,7 @@ export function producerSteps(run: Run, world: State, step: Step): void {
   ownCalls(run, world, step);
   relay(run, world, step);
   changeStage(run, world, step);
-  finishSwitchover(run, world, step);
+  removeEndpoint(run, world, step);
   recordStart(run, world, step);
   redrive(run, world, step);
 }
@@ -56,14 +58,15 @@ const stampOf = remembered<EventStamp | undefined>();
 function stamped(run: Run, key: number, stage: Stage, epoch: number, counted: number, declares: boolean): number {
   if (!declares) return packStamp('undeclared', 0, 0);
   const { order } = run.bounds;
-  const code = (((((stageCode(stage) * 8 + epoch) * 4 + counted) * 2 + key) * 2 + (order === 'key' ? 1 : 0)) * 2 +
-    (run.breakage === 'no-stamps-after-done' ? 1 : 0)) as number;
+  const isDropping = run.breakage === 'no-stamps-after-done' && stage === 'done';
+  const place = ((stageCode(stage) * 8 + epoch) * 4 + counted) * 2 + key;
+  const code = (place * 2 + (order === 'key' ? 1 : 0)) * 2 + (isDropping ? 1 : 0);
   const stamp = stampOf(code, () => {
     const row: StampingRow = { name: 's', consumer: 'c', order, stage, percent, salt, epoch, generation: 1 };
     const topic = 't';
     const number: KeyNumber = { consumer: 'c', topic, key: keyNames[key]!, generation: 1, number: counted };
     const { stamps } = stampEvents({
-      rows: run.breakage === 'no-stamps-after-done' && stage === 'done' ? [] : [row],
+      rows: isDropping ? [] : [row],
       numbers: counted === 0 ? [] : [number],
       events: [{ id: 'e', topic, key: keyNames[key]!, switchovers: ['s'] }],
     });
@@ -275,13 +278,26 @@ function relay({ bounds, layout }: Run, world: State, step: Step): void {
   }
 }
 
-function changeStage({ bounds, layout, breakage }: Run, world: State, step: Step): void {
+/** An operator changes the stage, by the shipped decision; forced, since checks are no part of this world. */
+function changeStage(run: Run, world: State, step: Step): void {
+  const { bounds, layout, breakage } = run;
   if (world[layout.flips]! >= bounds.flips) return;
   const stage = stageNamed(world[layout.stage]!);
-  const hasSince = (world[layout.flags]! & flag.sinceRecorded) !== 0 || breakage === 'promotes-before-since';
-  for (const to of transitions[stage]) {
-    if (to === 'done' || to === stage || !bounds.stages.includes(to)) continue;
-    if ((to === 'event' || to === 'ramp') && !hasSince) continue;
+  const flags = world[layout.flags]!;
+  const sinceRecorded = (flags & flag.sinceRecorded) !== 0 || breakage === 'promotes-before-since';
+  let owedCalls = 0;
+  for (let event = 0; event < bounds.keys * bounds.events; event++) if (world[layout.row + event] !== 0) owedCalls++;
+  for (const to of bounds.stages) {
+    const code = ((stageCode(stage) * 8 + stageCode(to)) * 2 + (sinceRecorded ? 1 : 0)) * 16 + owedCalls;
+    const decision = changes(code * 2 + (bounds.order === 'key' ? 1 : 0), () =>
+      stageChange(
+        { stage, percent: stage === 'ramp' ? percent : 0, endpoint: 'wrapped', order: bounds.order, sinceRecorded },
+        { stage: to, percent: to === 'ramp' ? percent : undefined, reason: 'explored', force: true },
+        { undeclaredEvents: 0, verdict: 'ready', owedCalls },
+      ),
+    );
+    if (decision.kind !== 'changed') continue;
+    if (decision.calls === 'closes' && isStampingCalls(run, world)) continue;
     step(
       'chance',
       () => `the stage changes from ${stage} to ${to}`,
@@ -289,45 +305,38 @@ function changeStage({ bounds, layout, breakage }: Run, world: State, step: Step
         next[layout.stage] = stageCode(to);
         next[layout.epoch]!++;
         next[layout.flips]!++;
+        if (decision.calls === 'closes') next[layout.flags] = flags | flag.closed;
+        if (decision.calls === 'opens') next[layout.flags] = flags & ~flag.closed;
         return undefined;
       },
     );
   }
 }
 
-/** `done`: the rows of rpc_open are deleted, which waits for whoever stamps a call, and is refused while calls are owed. */
-function finishSwitchover({ bounds, layout, breakage }: Run, world: State, step: Step): void {
-  const stage = stageNamed(world[layout.stage]!);
-  const flags = world[layout.flags]!;
-  if (stage === 'done') {
-    if (bounds.removesEndpoint === true && (flags & flag.endpointGone) === 0) {
-      step(
-        'chance',
-        () => 'the old endpoint is taken away',
-        (next) => {
-          next[layout.flags] = flags | flag.endpointGone;
-          return undefined;
-        },
-      );
-    }
-    return;
-  }
-  if (!bounds.stages.includes('done') || !transitions[stage].includes('done')) return;
-  if (world[layout.flips]! >= bounds.flips) return;
-  for (let event = 0; event < bounds.keys * bounds.events; event++) if (world[layout.row + event] !== 0) return;
+const changes = remembered<StageDecision>();
+
+/**
+ * Whether the rows of rpc_open can't be deleted yet: a transaction that has stamped a call holds one of them. By its transaction
+ * id, any that has published would be waited for, but none that has yet to.
+ */
+function isStampingCalls({ bounds, layout, breakage }: Run, world: State): boolean {
   for (let key = 0; key < bounds.keys; key++) {
     const open = world[layout.open + key]!;
-    // Waited for: one that stamps a call holds its row of rpc_open. By its transaction id, any that has published would be.
-    if (open !== 0 && (breakage === 'done-by-xmin' || givenOf(open) === 'rpc')) return;
+    if (open !== 0 && (breakage === 'done-by-xmin' || givenOf(open) === 'rpc')) return true;
   }
+  return false;
+}
+
+/** After `done` nobody calls it any more, so that it may go. */
+function removeEndpoint({ bounds, layout }: Run, world: State, step: Step): void {
+  const flags = world[layout.flags]!;
+  if (bounds.removesEndpoint !== true || stageNamed(world[layout.stage]!) !== 'done') return;
+  if ((flags & flag.endpointGone) !== 0) return;
   step(
     'chance',
-    () => `the stage changes from ${stage} to done`,
+    () => 'the old endpoint is taken away',
     (next) => {
-      next[layout.stage] = stages.indexOf('done');
-      next[layout.epoch]!++;
-      next[layout.flips]!++;
-      next[layout.flags] = flags | flag.closed;
+      next[layout.flags] = flags | flag.endpointGone;
       return undefined;
     },
   );

@@ -101,7 +101,7 @@ export interface Layout {
   readonly flips: number;
   readonly repeats: number;
   readonly rewinds: number;
-  /** Bits: the start is recorded; the consumer has started; rpc_open is closed; the endpoint is gone. */
+  /** Bits: the start is recorded; the consumer has started; no call can be stamped; the endpoint is gone. */
   readonly flags: number;
   /** The highest epoch the consumer has seen, in worlds that are broken that way. */
   readonly highestEpoch: number;
