@@ -63,8 +63,8 @@ function definitionsIn({ text, blank }: Scanned, name: string): { index: number;
 
 /** Whether `name: '…'` is that name: found in the blanked code, read in the text. */
 function hasName(text: string, blank: string, name: string): boolean {
-  return [...blank.matchAll(/(?<![\w$.])name\s*:\s*/g)].some((match) => {
-    const value = text.slice(match.index + match[0].length);
+  return [...blank.matchAll(/(?<![\w$.])name\s*:/g)].some((match) => {
+    const value = text.slice(match.index + match[0].length).trimStart();
     return [`'${name}'`, `"${name}"`, `\`${name}\``].some((quoted) => value.startsWith(quoted));
   });
 }
