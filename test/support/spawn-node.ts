@@ -11,7 +11,7 @@ export interface Exit {
   readonly signal: NodeJS.Signals | null;
 }
 
-/** A Node process that runs one of our files and talks in lines. */
+/** A process that runs one of our files and talks in lines. */
 export interface NodeProcess {
   readonly pid: number;
   /** All that it wrote so far, standard output and error in the order of arrival. */
@@ -49,13 +49,21 @@ export function spawnNode(
 ): NodeProcess {
   const path = typeof file === 'string' ? file : fileURLToPath(file);
   const loader = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
-  const child = spawn(process.execPath, ['--import', loader, path, ...args], {
-    cwd: root,
-    env: { ...process.env, TSX_TSCONFIG_PATH: `${root}tsconfig.json`, ...env },
-    stdio: ['pipe', 'pipe', 'pipe'],
+  return spawnProgram(process.execPath, ['--import', loader, path, ...args], {
+    TSX_TSCONFIG_PATH: `${root}tsconfig.json`,
+    ...env,
   });
+}
+
+/** Runs any program as {@link spawnNode} runs a file. */
+export function spawnProgram(
+  program: string,
+  args: readonly string[] = [],
+  env: Readonly<Record<string, string>> = {},
+): NodeProcess {
+  const child = spawn(program, args, { cwd: root, env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'pipe'] });
   const { pid } = child;
-  if (pid === undefined) throw new Error(`${process.execPath} could not be started.`);
+  if (pid === undefined) throw new Error(`${program} could not be started.`);
   tellWatchdog({ watch: pid, signal: 'SIGKILL' });
 
   let output = '';
@@ -99,7 +107,7 @@ export function spawnNode(
       );
       if (typeof found !== 'string') return found;
       const why = found === 'ended' ? 'the process ended first' : `${deadlineMs} ms passed`;
-      throw new Error(`No line matches ${pattern}: ${why}. ${path} wrote:\n${output}`);
+      throw new Error(`No line matches ${pattern}: ${why}. ${[program, ...args].join(' ')} wrote:\n${output}`);
     },
     send: (line) => void child.stdin.write(`${line}\n`),
     signal: (signal) => void child.kill(signal),
