@@ -1,5 +1,5 @@
-import { status } from '@grpc/grpc-js';
-import type { CallOptions, ClientUnaryCall, Metadata, ServiceError } from '@grpc/grpc-js';
+import { Metadata, status } from '@grpc/grpc-js';
+import type { CallOptions, ClientUnaryCall, ServiceError } from '@grpc/grpc-js';
 import type { RpcAnswer, RpcCall } from '../../src/switchover/index.ts';
 import { statusOfGrpcCode } from '../../src/switchover/index.ts';
 import { headersOf, metadataOf } from './metadata.ts';
@@ -33,8 +33,9 @@ export function rpcGrpc<Response>(
   invoke: UnaryCall<Response>,
   { metadata: own }: RpcGrpcOptions = {},
 ): Promise<RpcAnswer> {
-  const metadata = metadataOf(call.headers);
-  if (own !== undefined) metadata.merge(own);
+  if (call.signal.aborted) return Promise.reject(call.signal.reason as Error);
+  const metadata = own?.clone() ?? new Metadata();
+  for (const [name, values] of Object.entries(metadataOf(call.headers).toJSON())) metadata.set(name, values[0]!);
   return new Promise((resolve, reject) => {
     let answer: { error: ServiceError | null; response?: Response | undefined } | undefined;
     let initial: Metadata | undefined;
@@ -43,8 +44,7 @@ export function rpcGrpc<Response>(
       answer = { error, response };
     });
     const cancel = (): void => started.cancel();
-    if (call.signal.aborted) cancel();
-    else call.signal.addEventListener('abort', cancel, { once: true });
+    call.signal.addEventListener('abort', cancel, { once: true });
     started
       .on('metadata', (received: Metadata) => (initial = received))
       // Told after the callback, and with the trailers of a success too.

@@ -1,46 +1,12 @@
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { create, createFileRegistry } from '@bufbuild/protobuf';
-import type { DescMethodUnary, DescService } from '@bufbuild/protobuf';
-import {
-  FieldDescriptorProto_Label,
-  FieldDescriptorProto_Type,
-  FileDescriptorProtoSchema,
-  FileDescriptorSetSchema,
-} from '@bufbuild/protobuf/wkt';
 import { Code, ConnectError, createClient } from '@connectrpc/connect';
 import type { CallOptions, UnaryRequest } from '@connectrpc/connect';
 import { connectNodeAdapter, createConnectTransport, createGrpcWebTransport } from '@connectrpc/connect-node';
 import { switchedOver } from 'turnout/connect';
+import { ConnectEffects as Effects, ConnectNowhere as Nowhere, have } from './protobuf.ts';
 import { endpointContract, statusOfError } from './endpoint.ts';
 import type { EndpointDriver, OldHandler, Reply } from './endpoint.ts';
-
-const { STRING, INT32 } = FieldDescriptorProto_Type;
-const label = FieldDescriptorProto_Label.OPTIONAL;
-const method = { name: 'Have', inputType: '.test.Order', outputType: '.test.Answer' };
-const file = create(FileDescriptorProtoSchema, {
-  name: 'test.proto',
-  package: 'test',
-  syntax: 'proto3',
-  messageType: [
-    {
-      name: 'Order',
-      field: [
-        { name: 'name', number: 1, type: STRING, label, jsonName: 'name' },
-        { name: 'step', number: 2, type: INT32, label, jsonName: 'step' },
-      ],
-    },
-    { name: 'Answer', field: [{ name: 'sent', number: 1, type: STRING, label, jsonName: 'sent' }] },
-  ],
-  service: [
-    { name: 'Effects', method: [method] },
-    { name: 'Nowhere', method: [method] },
-  ],
-});
-const registry = createFileRegistry(create(FileDescriptorSetSchema, { file: [file] }));
-const Effects = registry.getService('test.Effects') as DescService;
-const Nowhere = registry.getService('test.Nowhere') as DescService;
-const have = Effects.method['have'] as DescMethodUnary;
 
 type Have = (request: object, options: CallOptions) => Promise<{ sent: string }>;
 

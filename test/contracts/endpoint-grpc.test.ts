@@ -1,35 +1,11 @@
-import { credentials, loadPackageDefinition, Metadata, Server, ServerCredentials, status } from '@grpc/grpc-js';
-import type {
-  ClientUnaryCall,
-  handleUnaryCall,
-  sendUnaryData,
-  ServerUnaryCall,
-  ServiceClientConstructor,
-  ServiceError,
-} from '@grpc/grpc-js';
-import { fromJSON } from '@grpc/proto-loader';
+import { credentials, Metadata, Server, ServerCredentials, status } from '@grpc/grpc-js';
+import type { ClientUnaryCall, handleUnaryCall, sendUnaryData, ServerUnaryCall, ServiceError } from '@grpc/grpc-js';
 import { switchedOver } from 'turnout/grpc';
+import { GrpcEffects as Effects, GrpcNowhere as Nowhere } from './protobuf.ts';
 import { endpointContract, statusOfError } from './endpoint.ts';
 import type { EndpointDriver, OldHandler, Reply, RunningService, ServiceCall } from './endpoint.ts';
 
 type Call = ServerUnaryCall<unknown, unknown>;
-
-const definition = fromJSON({
-  nested: {
-    Effects: {
-      methods: {
-        Have: { requestType: 'Order', responseType: 'Answer' },
-        Watch: { requestType: 'Order', responseType: 'Answer', responseStream: true },
-      },
-    },
-    Nowhere: { methods: { Have: { requestType: 'Order', responseType: 'Answer' } } },
-    Order: { fields: { name: { type: 'string', id: 1 }, step: { type: 'int32', id: 2 } } },
-    Answer: { fields: { sent: { type: 'string', id: 1 } } },
-  },
-} as unknown as Parameters<typeof fromJSON>[0]);
-const loaded = loadPackageDefinition(definition);
-const Effects = loaded['Effects'] as ServiceClientConstructor;
-const Nowhere = loaded['Nowhere'] as ServiceClientConstructor;
 
 const trailersOf = (headers: Readonly<Record<string, string>> = {}): Metadata => {
   const trailers = new Metadata();
