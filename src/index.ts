@@ -106,6 +106,10 @@ export type {
   WebhookOptions,
 } from './switchover/index.ts';
 
+// Stage shadow
+export { compareWith, describeEffect, shadowReport, unwatchTable, waiveMismatch, watchTable } from './switchover/index.ts';
+export type { CompareOptions, Comparison, ShadowGroup, ShadowReportOptions } from './switchover/index.ts';
+
 // Databases
 export { migrate, migrationScript, requireMigrations } from './database/index.ts';
 export type {
@@ -134,7 +138,7 @@ export type {
 } from './relay/index.ts';
 
 // Consumers
-export { defineConsumer, drainHeld, endedAs, runConsumer } from './consumer/index.ts';
+export { defineConsumer, planned, drainHeld, endedAs, runConsumer } from './consumer/index.ts';
 export type {
   Batch,
   ConsumerDefinition,

@@ -45,6 +45,8 @@ interface CommonOptions {
   readonly concurrency?: number;
   /** How long the inbox keeps outcomes. Default 30 days, in milliseconds. */
   readonly retentionMs?: number;
+  /** In stage shadow: of which share of the effects it is noted that their event came, 0 to 1. Default 1. */
+  readonly shadowSample?: number;
   /** How long a handler in hand may go on when the process stops or loses the partition. Default 10,000 ms. */
   readonly graceMs?: number;
 }
@@ -83,6 +85,7 @@ export interface ConsumerDefinition<Tx = unknown> {
   readonly retentionMs: number;
   readonly graceMs: number;
   readonly leaseMs: number;
+  readonly shadowSample: number;
   readonly keyNumbers: 'gate' | 'ignored';
 }
 
@@ -148,7 +151,12 @@ export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOpti
   if (!(retry.attempts >= 1 && retry.firstDelayMs >= 0 && retry.maxDelayMs >= 0)) {
     throw invalid('retry', `Consumer ${name} can't have the retry policy ${JSON.stringify(retry)}.`);
   }
-  const { retentionMs = defaultRetentionMs, graceMs = 10_000 } = options;
+  const { retentionMs = defaultRetentionMs, graceMs = 10_000, shadowSample = 1 } = options;
+  if (!(shadowSample >= 0 && shadowSample <= 1))
+    throw invalid(
+      'shadowSample',
+      `Consumer ${name} can't have shadowSample ${shadowSample}; it is a share from 0 to 1.`,
+    );
   const detached: Partial<DetachedOptions> = options.mode === 'detached' ? options : {};
   const { leaseMs = defaultLeaseMs, keyNumbers = 'gate' } = detached;
   return Object.freeze({
@@ -164,6 +172,7 @@ export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOpti
     retentionMs,
     graceMs,
     leaseMs,
+    shadowSample,
     keyNumbers,
   });
 }

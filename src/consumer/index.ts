@@ -21,6 +21,10 @@ export type {
 export { endedAs } from './detached-effect.ts';
 export type { EndedEffect } from './detached-effect.ts';
 export { drainHeld } from './drain.ts';
+export { isPlanned, planned } from './planned.ts';
+export type { PlannedReaction } from './planned.ts';
+export { handlerTable, toEvent } from './read-event.ts';
+export type { HandlerTable } from './read-event.ts';
 export { runConsumer } from './run-consumer.ts';
 export type { RunConsumerOptions } from './run-consumer.ts';
 export type {

@@ -13,6 +13,8 @@ import type { Performance, Runtime, Surroundings } from './perform.ts';
 import { advance, claim, countBegun, isAccepted, isKnown, noteSurvived, raiseAlarm } from './position-store.ts';
 import type { Advance, Alarm, OwnedPartition } from './position-store.ts';
 import { parkError, readMessage, toEvent } from './read-event.ts';
+import type { ReadMessage } from './read-event.ts';
+import { shadowArrivals } from './shadow-arrivals.ts';
 import type { Batch, SourceMessage } from './source.ts';
 
 export interface PartitionWorker {
@@ -38,6 +40,7 @@ interface Step {
   readonly effectKey: string;
   readonly source: string;
   readonly stamp: Stamp | undefined;
+  readonly read: ReadMessage;
   readonly plan: Plan | { readonly kind: 'malformed'; readonly error: TurnoutError };
   /** Position and sequences behind this message, from the last commit on. */
   readonly behind: Advance;
@@ -51,6 +54,7 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   const { definition, table, logger, inTurn } = runtime;
   const { name, database } = definition;
   const place = { consumer: name, topic: owned.topic, partition: owned.partition };
+  const arrivals = shadowArrivals({ database, name, table, logger }, owned, definition.shadowSample);
   let trying = attemptsAt(-1n);
   /** Whether the next event is to be counted as begun: the first one of a claim, and one that has failed. */
   let toCount = true;
@@ -69,7 +73,9 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
         if (batch.signal.aborted || performance.now() > deadline) break;
         const step = look(message, behind);
         behind = step.behind;
+        if (isShadowed(step)) await arrivals.look(message, step.read);
         if (step.plan.kind === 'observe') continue;
+        await arrivals.note();
         const wait = await attempt(message.offset, () => inTurn(() => carryOut(step, patience.signal)), {
           step,
           late: patience.signal,
@@ -78,6 +84,7 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
         behind = { next: owned.next, sequences: new Map(), alarms: [] };
       }
       if (behind.next > owned.next) {
+        await arrivals.note();
         const wait = await attempt(owned.next, () => inTurn(() => observe(behind)), undefined);
         if (wait !== undefined) return { next: owned.next, ...wait };
       }
@@ -109,7 +116,7 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
       alarms.push({ kind: 'sequence-hole', detail });
     }
     const behind = { next: message.offset + 1n, sequences, alarms };
-    const step = { message, envelope, effectKey, source, stamp: undefined, behind };
+    const step = { message, envelope, effectKey, source, stamp: undefined, read, behind };
     if (read.kind === 'malformed') {
       // What lies below the start is not ours to judge.
       const before = message.offset < owned.since || finding.kind === 'before-base';
@@ -446,6 +453,11 @@ export function partitionWorker(runtime: Runtime, owned: OwnedPartition, owner: 
   }
 
   return { owned, work };
+}
+
+/** Whether stage shadow wants to know that a message came: its event had its effect by call. */
+function isShadowed({ plan, stamp }: Step): boolean {
+  return plan.kind === 'malformed' || (plan.kind === 'observe' && plan.why === 'route-rpc' && stamp?.shadow === true);
 }
 
 /** Ends the consumer: thrown past the handling of failures. */

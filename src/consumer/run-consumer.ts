@@ -22,6 +22,7 @@ import type { PartitionWorker } from './partition-worker.ts';
 import type { Runtime } from './perform.ts';
 import { claim, knownPartitions, recordStarts } from './position-store.ts';
 import { handlerTable } from './read-event.ts';
+import { forgetOldShadow } from './shadow-arrivals.ts';
 import type { Membership, Source, TopicPartition } from './source.ts';
 
 export interface RunConsumerOptions {
@@ -83,6 +84,7 @@ export function runConsumer<Tx>(definition: ConsumerDefinition<Tx>, options: Run
     const sweeping = new AbortController();
     let membership: Membership | undefined;
     let sweeper: Promise<void> = Promise.resolve();
+    let forgetting: Promise<void> = Promise.resolve();
     try {
       membership = await patiently('broker', () =>
         source.join({
@@ -100,6 +102,7 @@ export function runConsumer<Tx>(definition: ConsumerDefinition<Tx>, options: Run
       );
       if (membership === undefined) return;
       sweeper = sweep(runtime, sweepEveryMs, sweeping.signal);
+      forgetting = forgetOldShadow(database, name, logger, sweeping.signal);
       ready();
       // The sweep ends by itself only if it fails.
       await Promise.race([membership.closed, sweeper, aborted(signal)]);
@@ -107,6 +110,7 @@ export function runConsumer<Tx>(definition: ConsumerDefinition<Tx>, options: Run
       sweeping.abort();
       await membership?.close();
       await sweeper.catch(() => undefined);
+      await forgetting;
     }
   });
 }

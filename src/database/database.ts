@@ -50,7 +50,7 @@ export interface Database<Tx = unknown> {
   /**
    * Inside {@link transaction}: runs `work` in a savepoint and takes back all that it wrote, whatever it did. Bound pools join.
    * Commands that end a transaction are refused there, and cursors; from its end on, whatever code of it still runs
-   * is refused what it asks for. What it published is told of a rollback. `timeoutMs` bounds the work, and each of its statements.
+   * is refused what it asks for. (TURNOUT_JOIN_REFUSED; with `rehearsal: true` in its details it is refused in a rehearsal only.) What it published is told of a rollback. `timeoutMs` bounds the work, and each of its statements.
    * Throws TURNOUT_TRANSACTION_REQUIRED; any other error means that the transaction must not be committed.
    */
   rehearse<Result>(

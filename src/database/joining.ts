@@ -117,7 +117,7 @@ function standIn<Client extends ClientLike>(
     const command = transactionCommand(sql);
     if (rehearsalOf(scope()) !== undefined) {
       const why = refusedInRehearsal(sql);
-      if (why !== undefined) return Promise.reject(refused(why));
+      if (why !== undefined) return Promise.reject(refused(why, { rehearsal: true }));
       if (own !== undefined && rehearsals.has(own) && (command === 'commit' || command === 'rollback'))
         return endNothing(command);
     }
@@ -236,9 +236,7 @@ function standIn<Client extends ClientLike>(
     const send = client.query.bind(client) as (...sent: unknown[]) => Promise<unknown>;
     if (isSubmittable(first)) {
       if (rehearsalOf(scope()) !== undefined) {
-        const why = refused(
-          'A cursor or query stream can’t be part of a rehearsal: nobody could take the connection back.',
-        );
+        const why = refused('A cursor or query stream can’t be part of a rehearsal: nobody could take the connection back.', { rehearsal: true });
         process.nextTick(() => first.handleError(why, (client as { connection?: unknown }).connection));
         return first;
       }

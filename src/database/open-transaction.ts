@@ -304,6 +304,6 @@ function cutOff(): TurnoutError {
   return refused('What this code had written was taken back, and nothing more of it is taken.');
 }
 
-export function refused(what: string): TurnoutError {
-  return new TurnoutError('TURNOUT_JOIN_REFUSED', what);
+export function refused(what: string, details: { readonly rehearsal?: true } = {}): TurnoutError {
+  return new TurnoutError('TURNOUT_JOIN_REFUSED', what, { details });
 }

@@ -7,3 +7,5 @@ export type { IntendOptions } from './detached.ts';
 export { heldThatCanGoOn, hold, isInTheWay, nextHeld, noteHeldFailure, release } from './held.ts';
 export type { Held, HeldMessage, HoldReason, HoldResult, KeyOfGate } from './held.ts';
 export { ensureInboxPartition } from './partitions.ts';
+export { bucketOf, deleteOldShadow, recordArrivals, sampleOf } from './shadow-delivery.ts';
+export type { ShadowArrival } from './shadow-delivery.ts';

@@ -20,6 +20,9 @@ import type { Logger } from '../lifecycle/index.ts';
 import { callerRecorder } from './callers.ts';
 import type { NotedCall } from './callers.ts';
 import { hasCallHeaders, readCallHeaders } from './call-headers.ts';
+import type { CalledEffect } from './call-headers.ts';
+import { endpointShadow } from './shadow/index.ts';
+import type { Comparison, ShadowedCall } from './shadow/index.ts';
 import { answerTo, isDefinitiveByDefault, outcomeOf, refusal } from './gate-answer.ts';
 import type { GateAnswer, HandlerAnswer } from './gate-answer.ts';
 
@@ -57,6 +60,8 @@ export interface EndpointOptions<Tx, Request> {
    * For a handler that refuses with one of these, or answers another that it may take back.
    */
   readonly isDefinitive?: (status: number) => boolean;
+  /** In stage shadow: what the old handler does is compared with what the handlers of this consumer would do. Never with the answer at stake. */
+  readonly shadow?: Comparison<Tx, Request>;
   /**
    * Which service a call without Turnout's headers comes from, for `turnout switch cleanup`; by default its user agent. Such calls
    * are counted by endpoint, service and address.
@@ -101,6 +106,9 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
   if (!isName(consumer)) throw invalid('consumer', `${JSON.stringify(consumer)} can't be the name of a consumer.`);
   if (order !== 'key' && order !== 'none')
     throw invalid('order', `The endpoint of ${consumer} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
+  if (options.shadow !== undefined && options.shadow.consumer !== consumer)
+    throw invalid('shadow', `The endpoint of ${consumer} can't be compared with consumer ${options.shadow.consumer}.`);
+  const shadowed = endpointShadow(options.database, consumer, options.shadow, logger);
 
   const recorder = options.recordCallers === false ? undefined : callerRecorder(options.database, consumer, { logger });
 
@@ -116,15 +124,18 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
     }
     recorder?.note({ ...placeOf(request), keyed: true });
     let arrival: Arrival;
+    let shadow: ShadowedCall<Tx> | undefined;
     try {
-      arrival = { ...readArrival(request, consumer, order), path: 'rpc', requestHash: hashOf(await request.body()) };
+      const called = readArrival(request, consumer, order);
+      shadow = shadowed(called, request.original);
+      arrival = { ...called, path: 'rpc', requestHash: hashOf(await request.body()) };
     } catch (error) {
       if (isTurnoutError(error, 'TURNOUT_EFFECT_KEY_REUSED')) return refusal(422, error.code, error.message);
       if (isTurnoutError(error)) return refusal(400, error.code, error.message);
       return refusal(400, 'TURNOUT_CALL_HEADERS_MALFORMED', `The body can't be read: ${String(error)}`);
     }
     try {
-      return await throughGate(options, arrival, handler, logger);
+      return await throughGate(options, arrival, handler, logger, shadow);
     } catch (error) {
       logger.error('A call could not be applied; it was rolled back.', {
         consumer,
@@ -165,6 +176,7 @@ async function throughGate<Tx, Request>(
   arrival: Arrival,
   handler: () => Promise<HandlerAnswer>,
   logger: Logger,
+  shadow: ShadowedCall<Tx> | undefined,
 ): Promise<GateAnswer> {
   const { database, retentionMs = defaultRetentionMs, earlyWaitMs = 250, maxKeptBytes = 65_536 } = options;
   const { isDefinitive = isDefinitiveByDefault } = options;
@@ -178,8 +190,8 @@ async function throughGate<Tx, Request>(
     let outcome: Effect | undefined;
     try {
       // A transaction in the transaction: a savepoint that also tells what was published inside how it ended.
-      await database.transaction(async () => {
-        given = await handler();
+      await database.transaction(async (tx) => {
+        given = await (shadow === undefined ? handler() : shadow.run(tx, handler));
         outcome = outcomeOf(given, isDefinitive, maxKeptBytes);
         if (outcome === undefined) throw new WithoutOutcome(given);
         if (outcome.outcome !== 'applied') throw new Refused();
@@ -198,6 +210,7 @@ async function throughGate<Tx, Request>(
         apply(database.within(tx), arrival, effect, { retentionMs, savepoint: false, idleMs }),
       );
     } catch (error) {
+      shadow?.ended(error instanceof WithoutOutcome ? 'no outcome' : 'lost');
       if (error instanceof WithoutOutcome) return { kind: 'handler', answer: error.answer, headers: {} };
       throw error;
     }
@@ -206,7 +219,10 @@ async function throughGate<Tx, Request>(
       await sleep(pauseMs);
       continue;
     }
-    if (verdict.kind === 'done' && !verdict.repeated) drainLater(options, arrival, logger);
+    if (verdict.kind === 'done' && !verdict.repeated) {
+      shadow?.ended(verdict.outcome === 'applied' ? 'applied' : 'rejected');
+      drainLater(options, arrival, logger);
+    }
     return answerTo(verdict, given);
   }
 }
@@ -255,11 +271,7 @@ async function isAuthentic<Request>(
   }
 }
 
-function readArrival<Request>(
-  { headers }: GateRequest<Request>,
-  consumer: string,
-  order: Ordering,
-): Omit<Arrival, 'path' | 'requestHash'> {
+function readArrival<Request>({ headers }: GateRequest<Request>, consumer: string, order: Ordering): CalledEffect {
   const called = readCallHeaders(headers);
   if (called.consumer !== consumer) {
     throw new TurnoutError(

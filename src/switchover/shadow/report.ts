@@ -1,0 +1,191 @@
+import type { Queryable } from '../../database/index.ts';
+
+/** What stage shadow has found for a consumer; plain JSON. */
+export interface ShadowReport {
+  readonly consumer: string;
+  /** What is counted: from when on, and why from then. */
+  readonly since: string | null;
+  readonly sinceWhy: 'asked' | 'stage' | 'release' | 'kept';
+  readonly deliveries: {
+    /** Calls that had their effect. */
+    readonly expected: number;
+    /** Of these, those whose event came. */
+    readonly arrived: number;
+    /** Those whose event has not come, though the promised delay has passed. */
+    readonly missing: number;
+    /** Those whose event may come yet. */
+    readonly waiting: number;
+    /** Of those that arrived, how many took longer than promised. */
+    readonly late: number;
+    /** Events that came and could not have had their effect; `problems` says why. */
+    readonly undecodable: number;
+    readonly problems: readonly { readonly problem: string; readonly count: number }[];
+    readonly outOfOrder: number;
+    /** From the time of the event, by the producer's clock, to its arrival, by the consumer's. */
+    readonly delayMs: { readonly p50: number | null; readonly p99: number | null };
+  };
+  readonly decisions: {
+    /** matched + mismatched + waived. */
+    readonly compared: number;
+    readonly matched: number;
+    readonly mismatched: number;
+    readonly waived: number;
+    /** Comparisons that failed themselves: too slow, too large, in the way of others. */
+    readonly failed: number;
+    /** Calls of the sample that were not compared: too many at once, or without the event. */
+    readonly skipped: number;
+  };
+  readonly variants: readonly { readonly variant: string; readonly compared: number; readonly expected: boolean }[];
+  /** The largest first, at most 100. */
+  readonly groups: readonly ShadowGroup[];
+}
+
+/** Mismatches of one kind at the same places. */
+export interface ShadowGroup {
+  readonly fingerprint: string;
+  readonly kind: 'writes' | 'answer' | 'effects' | 'error' | 'several';
+  readonly eventType: string;
+  readonly paths: readonly string[];
+  readonly count: number;
+  readonly firstAt: string;
+  readonly lastAt: string;
+  /** The newest, masked. Expected: what the call did; actual: what the event handler would have done. */
+  readonly example: { readonly effectKey: string; readonly expected: unknown; readonly actual: unknown } | null;
+  /** Counts as waived until then. */
+  readonly waivedUntil?: string;
+}
+
+export interface ShadowReportOptions {
+  /** Default: since the newest release was first seen, or the stage became shadow, whichever is later. */
+  readonly since?: Date;
+  /** How long an event may take to arrive, in milliseconds. Default 60,000. */
+  readonly promisedDelayMs?: number;
+}
+
+/**
+ * Reads what stage shadow has found, with the rights of `turnout_reader`; a replica that lags behind will do. Comparisons are
+ * counted by the minute, so those of the minute in which `since` lies count.
+ *
+ * @example
+ * const { decisions, groups } = await shadowReport(pgDatabase(pool), 'email');
+ */
+export async function shadowReport(
+  database: Queryable,
+  consumer: string,
+  { since, promisedDelayMs = 60_000 }: ShadowReportOptions = {},
+): Promise<ShadowReport> {
+  const { rows } = await database.query<{ report: string }>(reportStatement, [
+    consumer,
+    since?.toISOString() ?? null,
+    promisedDelayMs,
+  ]);
+  const report = JSON.parse(rows[0]!.report) as ShadowReport;
+  return {
+    ...report,
+    since: report.since === null ? null : inUtc(report.since),
+    groups: report.groups.map((group) => ({
+      ...group,
+      firstAt: inUtc(group.firstAt),
+      lastAt: inUtc(group.lastAt),
+      ...(group.waivedUntil === undefined ? {} : { waivedUntil: inUtc(group.waivedUntil) }),
+    })),
+  };
+}
+
+/** As the session's time zone has it → UTC; `infinity` stays. */
+function inUtc(text: string): string {
+  const at = new Date(text);
+  return Number.isNaN(at.getTime()) ? text : at.toISOString();
+}
+
+/** One statement, so that all of it is of one moment. $1: consumer, $2: since or null, $3: promised delay in milliseconds. */
+const reportStatement = `
+with starts as (
+  -- Each stage change counts the epoch up: the first event of the newest one came when the stage became shadow.
+  select (select min(a.occurred_at) from turnout.shadow_arrival a
+           where a.consumer = $1
+             and (a.source, a.epoch) in (select b.source, max(b.epoch) from turnout.shadow_arrival b where b.consumer = $1 group by b.source)) as stage,
+         (select min(c.minute) from turnout.shadow_count c
+           where c.consumer = $1
+             and c.release = (select d.release from turnout.shadow_count d where d.consumer = $1 and d.release <> ''
+                               group by d.release order by min(d.minute) desc, d.release limit 1)) as release
+), window_of as materialized (
+  select coalesce($2::timestamptz, greatest(stage, release)) as since,
+         coalesce($2::timestamptz, greatest(stage, release), '-infinity') as start,
+         case when $2::timestamptz is not null then 'asked'
+              when release is not null and release >= coalesce(stage, release) then 'release'
+              when stage is not null then 'stage' else 'kept' end as why
+    from starts
+), called as (
+  select c.effect_key, c.called_at
+    from turnout.shadow_call c, window_of w
+   where c.consumer = $1 and c.called_at >= w.start
+     and c.bucket < (select coalesce(min(a.sample), 10000) from turnout.shadow_arrival a, window_of v
+                      where a.consumer = $1 and a.arrived_at >= v.start)
+), delivery as (
+  select c.called_at, a.arrived_at, greatest(0, extract(epoch from a.arrived_at - a.occurred_at) * 1000) as delay
+    from called c left join turnout.shadow_arrival a on a.consumer = $1 and a.effect_key = c.effect_key
+), arrival as (
+  select a.problem,
+         -- Below one of its key that came before it.
+         a.place is not null and (coalesce(a.generation, 0), a.place) < lag((coalesce(a.generation, 0), a.place)) over by_key as out_of_order
+    from turnout.shadow_arrival a, window_of w
+   where a.consumer = $1 and a.arrived_at >= w.start
+  window by_key as (partition by a.source, a.topic, a.partition, a.key, a.place is null order by a."offset")
+), waived as (
+  select w.fingerprint, w.until from turnout.shadow_waiver w where w.consumer = $1 and w.until > clock_timestamp()
+), counted as (
+  select coalesce(sum(n.matched), 0)::bigint as matched, coalesce(sum(n.mismatched), 0)::bigint as mismatched,
+         coalesce(sum(n.failed), 0)::bigint as failed, coalesce(sum(n.skipped), 0)::bigint as skipped
+    from turnout.shadow_count n, window_of w
+   where n.consumer = $1 and n.minute > w.start - interval '1 minute'
+), mismatch as (
+  select m.fingerprint, min(m.kind) as kind, min(m.event_type) as event_type, (array_agg(m.paths order by m.minute desc))[1] as paths,
+         sum(m.count)::bigint as count, min(m.first_at) as first_at, max(m.last_at) as last_at
+    from turnout.shadow_mismatch m, window_of w
+   where m.consumer = $1 and m.minute > w.start - interval '1 minute'
+   group by m.fingerprint
+), forgiven as (
+  select coalesce(sum(m.count), 0)::bigint as count from mismatch m join waived using (fingerprint)
+)
+select json_build_object(
+  'consumer', $1::text,
+  'since', (select since from window_of),
+  'sinceWhy', (select why from window_of),
+  'deliveries', (
+    select json_build_object(
+      'expected', count(*),
+      'arrived', count(arrived_at),
+      'missing', count(*) filter (where arrived_at is null and called_at < clock_timestamp() - $3::float8 * interval '1 ms'),
+      'waiting', count(*) filter (where arrived_at is null and called_at >= clock_timestamp() - $3::float8 * interval '1 ms'),
+      'late', count(*) filter (where delay > $3::float8),
+      'undecodable', (select count(*) from arrival where problem is not null),
+      'problems', (select coalesce(json_agg(json_build_object('problem', problem, 'count', count) order by count desc), '[]')
+                     from (select problem, count(*) from arrival where problem is not null group by problem order by 2 desc limit 20) p),
+      'outOfOrder', (select count(*) from arrival where out_of_order),
+      'delayMs', json_build_object('p50', round(percentile_cont(0.5) within group (order by delay)::numeric),
+                                   'p99', round(percentile_cont(0.99) within group (order by delay)::numeric)))
+    from delivery),
+  'decisions', (
+    select json_build_object('compared', c.matched + c.mismatched, 'matched', c.matched, 'mismatched', greatest(0, c.mismatched - f.count),
+                             'waived', least(c.mismatched, f.count), 'failed', c.failed, 'skipped', c.skipped)
+      from counted c, forgiven f),
+  'variants', (
+    select coalesce(json_agg(json_build_object('variant', v.variant, 'compared', v.compared, 'expected', v.expected) order by v.variant), '[]')
+      from (select coalesce(n.variant, e.variant) as variant, coalesce(n.compared, 0) as compared, e.variant is not null as expected
+              from (select n.variant, sum(n.matched + n.mismatched)::bigint as compared
+                      from turnout.shadow_count n, window_of w
+                     where n.consumer = $1 and n.minute > w.start - interval '1 minute' and n.variant <> '' group by n.variant) n
+              full join (select x.variant from turnout.shadow_variant x where x.consumer = $1) e on e.variant = n.variant) v),
+  'groups', (
+    select coalesce(json_agg(json_strip_nulls(json_build_object('fingerprint', m.fingerprint, 'kind', m.kind, 'eventType', m.event_type,
+                             'paths', m.paths, 'count', m.count, 'firstAt', m.first_at, 'lastAt', m.last_at, 'waivedUntil', w.until))::jsonb
+                             || jsonb_build_object('example', e.example)
+                             order by m.count desc, m.fingerprint), '[]')
+      from (select * from mismatch order by count desc, fingerprint limit 100) m
+      left join waived w using (fingerprint)
+      left join lateral (
+        select jsonb_build_object('effectKey', x.effect_key, 'expected', x.expected, 'actual', x.actual) as example
+          from turnout.shadow_example x
+         where x.consumer = $1 and x.fingerprint = m.fingerprint order by x.id desc limit 1) e on true)
+)::text as report`;
