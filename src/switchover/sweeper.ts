@@ -7,13 +7,14 @@
 //
 // Of an ordered key, only the row with the lowest number is ever claimed, so that its calls are made in order.
 // A callee that fails is asked by one call at a time until it answers again.
-import type { Database } from '../database/index.ts';
+import type { Database, Queryable } from '../database/index.ts';
 import type { Turn } from '../event/index.ts';
 import { retryDelayMs, service, silentLogger, sleep } from '../lifecycle/index.ts';
 import type { Logger, RetryPolicy, Service } from '../lifecycle/index.ts';
 import type { SwitchoverDefinition } from './define-switchover.ts';
 import { defaultCallRetry, deliverCall, eventColumns, toEvent } from './deliver-call.ts';
 import type { CallRetryPolicy, Delivered, EventRow } from './deliver-call.ts';
+import { adoptedForMs, leasedForMs } from './due.ts';
 
 export interface RpcSweeper extends Service {
   /** What it has done since it was made. */
@@ -134,7 +135,11 @@ async function firstOf(calls: ReadonlySet<Promise<void>>, ms: number, signal: Ab
 }
 
 /** Gives the rows that a process promised to deliver a time from which they count as left behind. By the database's clock alone. */
-async function adopt<Tx>(database: Database<Tx>, source: string, switchover: SwitchoverDefinition): Promise<void> {
+export async function adopt(
+  database: Queryable,
+  source: string,
+  switchover: Pick<SwitchoverDefinition, 'name' | 'timeoutMs'>,
+): Promise<void> {
   await database.query(
     `update turnout.rpc_delivery d
         set due_at = clock_timestamp() + make_interval(secs => $3::float8 / 1000)
@@ -142,7 +147,7 @@ async function adopt<Tx>(database: Database<Tx>, source: string, switchover: Swi
               where c.source = $1 and c.switchover = $2 and c.due_at is null
               limit 1000 for update skip locked) fresh
       where d.effect_key = fresh.effect_key`,
-    [source, switchover.name, 2 * switchover.timeoutMs],
+    [source, switchover.name, adoptedForMs(switchover.timeoutMs)],
   );
 }
 
@@ -162,10 +167,11 @@ interface ClaimRow extends EventRow {
   attempts: number;
 }
 
-async function claimDue<Tx>(
-  database: Database<Tx>,
+/** Takes calls that are due, as due.ts says in plain data, and leases them to this sweeper. */
+export async function claimDue(
+  database: Queryable,
   source: string,
-  switchover: SwitchoverDefinition,
+  switchover: Pick<SwitchoverDefinition, 'name' | 'timeoutMs'>,
   limit: number,
   logger: Logger,
 ): Promise<Claim[]> {
@@ -190,7 +196,7 @@ async function claimDue<Tx>(
        from claimed c
        left join turnout.outbox o on o.xid = c.xid and o.seq = c.seq
       order by c.seq`,
-    [source, switchover.name, 5 * switchover.timeoutMs, limit],
+    [source, switchover.name, leasedForMs(switchover.timeoutMs), limit],
   );
   const claims: Claim[] = [];
   for (const row of rows) {
