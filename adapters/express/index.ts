@@ -1,1 +1,2 @@
 export { switchedOver } from './switched-over.ts';
+export type { ExpressMiddleware } from './switched-over.ts';

@@ -1,6 +1,14 @@
-import type { Request, RequestHandler } from 'express';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Request } from 'express';
 import type { Endpoint, HandlerAnswer } from '../../src/switchover/index.ts';
 import { bodyOf, throughGate } from '../../src/switchover/index.ts';
+
+/** Typed by Node's own types, as `express.json()` is: it fits Express 5 and 4, and leaves the types of a route's parameters alone. */
+export type ExpressMiddleware = (
+  request: IncomingMessage,
+  response: ServerResponse,
+  next: (error?: unknown) => void,
+) => void;
 
 /**
  * Middleware that puts a gate in front of an old handler, which stays as it is: its effect happens once, in order, and in
@@ -13,9 +21,10 @@ import { bodyOf, throughGate } from '../../src/switchover/index.ts';
  * @example
  * app.post('/confirmations', express.json(), switchedOver(endpoint), sendConfirmation);
  */
-export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
-  return async (request, response, next) =>
-    throughGate(endpoint, {
+export function switchedOver(endpoint: Endpoint<Request>): ExpressMiddleware {
+  return (incoming, response, next) => {
+    const request = incoming as Request;
+    void throughGate(endpoint, {
       original: request,
       request,
       response,
@@ -25,6 +34,7 @@ export function switchedOver(endpoint: Endpoint<Request>): RequestHandler {
       // Nobody handled it: then the 404 refuses nothing.
       handled: (answer) => request.route !== undefined && !isExpressOwn404(request, answer),
     });
+  };
 }
 
 /** `POST /confirmations/:id`; of middleware of many routes, where it is mounted. */

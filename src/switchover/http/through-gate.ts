@@ -1,5 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Endpoint, HandlerAnswer } from '../endpoint.ts';
+import type { Endpoint, GateAnswer, HandlerAnswer } from '../endpoint.ts';
 import { tooSlow } from './given-up.ts';
 import { holdResponse, mute } from './held-response.ts';
 import type { HeldResponse } from './held-response.ts';
@@ -22,7 +22,7 @@ export interface HttpExchange<Request> {
 
 /**
  * Takes a request through a gate: the handler runs inside the transaction, its answer is held back until the commit and then
- * sent with the outcome. A request without Turnout's headers proceeds as if the gate were not there.
+ * sent with the outcome. A request without Turnout's headers proceeds as if the gate were not there. Never rejects.
  */
 export async function throughGate<Request>(
   endpoint: Endpoint<Request>,
@@ -59,6 +59,20 @@ export async function throughGate<Request>(
   if (answer.kind === 'pass') return exchange.proceed();
   held?.release();
   if (response.destroyed || response.writableEnded) return givenUp ? mute(response) : undefined;
+  try {
+    send(response, answer, headersBefore);
+  } catch (error) {
+    // Middleware that overrides `end` may throw there; without an answer, the call is made again.
+    response.destroy(error instanceof Error ? error : undefined);
+  }
+  if (givenUp) mute(response);
+}
+
+function send(
+  response: ServerResponse,
+  answer: Exclude<GateAnswer, { kind: 'pass' }>,
+  headersBefore: ReadonlySet<string>,
+): void {
   const { status, headers, body } =
     answer.kind === 'gate' ? answer : { ...answer.answer, headers: { ...answer.answer.headers, ...answer.headers } };
   if (answer.kind === 'gate') {
@@ -69,5 +83,4 @@ export async function throughGate<Request>(
   response.statusCode = status;
   for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
   response.end(body);
-  if (givenUp) mute(response);
 }
