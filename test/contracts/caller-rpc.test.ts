@@ -220,7 +220,7 @@ const trpc: CallerDriver = {
     const { url, stop } = await listen(() =>
       createHTTPHandler({
         router,
-        createContext: (options) => ({ ...callContext(options), response: options.res as ServerResponse }),
+        createContext: (options) => ({ ...callContext(options), response: options.res }),
       }),
     );
     const client = createTRPCClient<typeof router>({ links: [rpcLink(), httpLink({ url, headers: rpcHeaders })] });
