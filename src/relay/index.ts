@@ -5,6 +5,8 @@ export { rebaseRelay } from './rebase.ts';
 export type { RebasedSource } from './rebase.ts';
 export { createRelay } from './relay.ts';
 export type { Relay, RelayCounts, RelayEvent, RelayOptions } from './relay.ts';
+export { relayStatus } from './relay-status.ts';
+export type { RelayStatus } from './relay-status.ts';
 export type { TopicAdmin, TopicDescription } from './topic-admin.ts';
 export { applyTopics } from './topics.ts';
 export type { TopicChange } from './topics.ts';

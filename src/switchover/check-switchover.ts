@@ -3,7 +3,7 @@ import { judge } from './checks.ts';
 import type { CheckFacts, CheckRules, Judgement } from './checks.ts';
 import { askForEvidence, partitionsBehind, switchoverState } from './facts.ts';
 import type { ConsumerView, SwitchoverState } from './facts.ts';
-import { switchoverStatus } from './stage-store.ts';
+import { recordCheck, switchoverStatus } from './stage-store.ts';
 import type { Stage } from './stage.ts';
 
 export interface CheckOptions extends ConsumerView {
@@ -48,7 +48,7 @@ export async function checkSwitchover(options: CheckOptions): Promise<Switchover
   const state = await switchoverState(database, source, name);
   const facts = await collectFacts(options, state);
   const { verdict, findings } = judge(target, facts, rules);
-  if (record) await keep(database, source, name, target, { verdict, findings });
+  if (record) await recordCheck(database, source, name, { stage: target, verdict, findings });
   return {
     switchover: name,
     consumer: state.consumer,
@@ -69,7 +69,7 @@ async function collectFacts(options: CheckOptions, state: SwitchoverState): Prom
   const withinMs = target === 'done' ? Math.max(inStageMs, (rules?.quietDays ?? 7) * aDayMs) : inStageMs;
   const [[status], asked, running] = await Promise.all([
     switchoverStatus(database, source, name),
-    askForEvidence(options, { withinMs, ...(stage === 'shadow' ? { shadowWithinMs: inStageMs } : {}) }),
+    askForEvidence(options, { withinMs, shadow: stage === 'shadow' }),
     broker?.running(consumer).catch(() => undefined),
   ]);
   const partitions =
@@ -91,20 +91,4 @@ async function collectFacts(options: CheckOptions, state: SwitchoverState): Prom
     evidence: asked.evidence,
     evidenceError: asked.error,
   };
-}
-
-async function keep(
-  database: Queryable,
-  source: string,
-  name: string,
-  target: Stage,
-  { verdict, findings }: Judgement,
-): Promise<void> {
-  await database.query('select turnout.record_check($1, $2, $3, $4, $5::jsonb)', [
-    source,
-    name,
-    target,
-    verdict,
-    JSON.stringify(findings),
-  ]);
 }

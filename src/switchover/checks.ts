@@ -263,11 +263,11 @@ function deliveries(facts: CheckFacts, { minDeliveries, maxDelayMs }: Limits): F
   const seen = evidence.shadow?.deliveries;
   if (seen === undefined || facts.stage === 'rpc')
     return [unknown('deliveries', 'no deliveries were compared: the switchover was not in shadow', shadow)];
-  const { expected, missing, undecodable, outOfOrder, delayMs } = seen;
+  const { arrived, missing, undecodable, outOfOrder, delayMs } = seen;
   return [
-    expected >= minDeliveries
-      ? passed('deliveries', expected, minDeliveries, `${expected} events came by both ways, or were to`)
-      : unknown('deliveries', `only ${expected} events were to come by both ways`, shadow, expected, minDeliveries),
+    arrived >= minDeliveries
+      ? passed('deliveries', arrived, minDeliveries, `${arrived} events came beside their calls`)
+      : unknown('deliveries', `only ${arrived} events came beside their calls`, shadow, arrived, minDeliveries),
     atMost('deliveries-missing', missing, 0, {
       what: 'events had their call and never came as a copy',
       remedy: 'Find them with `turnout shadow report <name>`: does the consumer read the topic, and the relay publish?',
@@ -296,13 +296,15 @@ function deliveries(facts: CheckFacts, { minDeliveries, maxDelayMs }: Limits): F
 function decisions(facts: CheckFacts, limits: Limits): Finding[] {
   const shadow = facts.evidence?.shadow;
   if (facts.evidence === undefined || facts.stage === 'rpc') return [];
-  const { matched = 0, mismatched = 0 } = shadow?.decisions ?? {};
-  const of = matched + mismatched;
+  const { compared: of = 0, mismatched = 0 } = shadow?.decisions ?? {};
   const isRequired = limits.decisions === 'required';
-  if (of === 0 && !isRequired && limits.variants.length === 0) {
+  // Those of the rules, and those that the consumer's handlers declare.
+  const declared = shadow?.variants.filter(({ expected }) => expected).map(({ variant }) => variant) ?? [];
+  const variants = [...new Set([...limits.variants, ...declared])];
+  if (of === 0 && !isRequired && variants.length === 0) {
     return [passed('decisions', null, null, 'not compared: only that the copies arrive is proved, not what they do')];
   }
-  const covered = limits.variants.map((variant) => {
+  const covered = variants.map((variant) => {
     const compared = shadow?.variants.find((each) => each.variant === variant)?.compared ?? 0;
     const check = `variant ${variant}`;
     return compared > 0

@@ -2,27 +2,8 @@
 // `explain` read it. Rights of turnout_reader are enough. Each part is bounded: by a window of time, by a number of rows, or by the
 // number of partitions; nothing here reads an inbox from end to end.
 import type { Queryable } from '../database/index.ts';
-
-/** What the checks read of a shadow report. */
-export interface ShadowReport {
-  readonly deliveries: {
-    readonly expected: number;
-    readonly arrived: number;
-    readonly missing: number;
-    readonly undecodable: number;
-    readonly outOfOrder: number;
-    readonly delayMs: { readonly p50: number | null; readonly p99: number | null };
-  };
-  readonly decisions: {
-    readonly compared: number;
-    readonly matched: number;
-    readonly mismatched: number;
-    readonly waived: number;
-    readonly failed: number;
-    readonly skipped: number;
-  };
-  readonly variants: readonly { readonly variant: string; readonly compared: number }[];
-}
+import { shadowReport } from './shadow/report.ts';
+import type { ShadowReport } from './shadow/report.ts';
 
 /** How far a consumer is in one partition, by the sequence of one source. Numbers that may be large are texts. */
 export interface ConsumedSequence {
@@ -110,8 +91,8 @@ export interface ConsumerEvidence {
 export interface EvidenceQuestion {
   /** How far back outcomes, parked events and alarms are counted as new, in milliseconds. Default 3,600,000: an hour. */
   readonly withinMs?: number;
-  /** Since when the shadow report counts, in milliseconds back; none: no report. */
-  readonly shadowWithinMs?: number;
+  /** Whether to give what stage shadow has found too, which costs more. Default false. */
+  readonly shadow?: boolean;
 }
 
 const anHourMs = 3_600_000;
@@ -126,7 +107,7 @@ const anHourMs = 3_600_000;
 export async function consumerEvidence(
   database: Queryable,
   consumer: string,
-  { withinMs = anHourMs }: EvidenceQuestion = {},
+  { withinMs = anHourMs, shadow = false }: EvidenceQuestion = {},
 ): Promise<ConsumerEvidence> {
   const { rows } = await database.query<{ evidence: string }>(evidenceStatement, [consumer, withinMs]);
   const read = JSON.parse(rows[0]!.evidence) as Omit<ConsumerEvidence, 'skipped' | 'shadow' | 'withinMs'>;
@@ -136,6 +117,7 @@ export async function consumerEvidence(
     ...read,
     withinMs,
     skipped: effects('skipped'),
+    ...(shadow ? { shadow: await shadowReport(database, consumer) } : {}),
   };
 }
 

@@ -58,7 +58,7 @@ describe('what is asked for each stage', () => {
       facts({ evidence: evidence({ shadow: shadow({ deliveries }) }) });
     for (const target of ['ramp', 'event'] as const) {
       expect(verdictOf(target, facts())).toBe('ready');
-      expect(verdictOf(target, seen({ expected: 99 }))).toBe('inconclusive');
+      expect(verdictOf(target, seen({ arrived: 99 }))).toBe('inconclusive');
       expect(verdictOf(target, seen({ missing: 1 }))).toBe('not-ready');
       expect(verdictOf(target, seen({ undecodable: 1 }))).toBe('not-ready');
       expect(verdictOf(target, seen({ delayMs: { p50: 5, p99: 30_001 } }))).toBe('not-ready');
@@ -74,7 +74,9 @@ describe('what is asked for each stage', () => {
 
   test('decisions: by the upper bound of the rate; not compared is said, and blocks only if it is asked for', () => {
     const compared = (matched: number, mismatched: number) =>
-      facts({ evidence: evidence({ shadow: shadow({ decisions: { matched, mismatched } }) }) });
+      facts({
+        evidence: evidence({ shadow: shadow({ decisions: { compared: matched + mismatched, matched, mismatched } }) }),
+      });
     expect(verdictOf('event', compared(299, 0))).toBe('ready');
     expect(verdictOf('event', compared(298, 0))).toBe('inconclusive');
     expect(verdictOf('event', compared(299, 1))).toBe('inconclusive');
@@ -84,10 +86,18 @@ describe('what is asked for each stage', () => {
     expect(verdictOf('event', compared(0, 0))).toBe('ready');
     expect(verdictOf('event', compared(0, 0), { decisions: 'required' })).toBe('inconclusive');
     expect(verdictOf('event', compared(299, 0), { variants: ['gift'] })).toBe('inconclusive');
-    const withGift = shadow({ decisions: { matched: 299 }, variants: [{ variant: 'gift', compared: 3 }] });
-    expect(verdictOf('event', facts({ evidence: evidence({ shadow: withGift }) }), { variants: ['gift'] })).toBe(
-      'ready',
-    );
+    const gift = (compared: number, expected: boolean) =>
+      facts({
+        evidence: evidence({
+          shadow: shadow({
+            decisions: { compared: 299, matched: 299 },
+            variants: [{ variant: 'gift', compared, expected }],
+          }),
+        }),
+      });
+    expect(verdictOf('event', gift(0, true))).toBe('inconclusive');
+    expect(verdictOf('event', gift(0, false))).toBe('ready');
+    expect(verdictOf('event', gift(3, true), { variants: ['gift'] })).toBe('ready');
   });
 
   test('further from ramp: events that had their effect', () => {
@@ -169,7 +179,7 @@ const anyFacts = fc
     owedCalls: count,
     failingCalls: count,
     lag: count,
-    expected: count,
+    arrived: count,
     missing: count,
     undecodable: count,
     outOfOrder: count,
@@ -217,13 +227,17 @@ function toFacts(plain: Plain): CheckFacts {
       })),
       shadow: shadow({
         deliveries: {
-          expected: plain.expected,
+          arrived: plain.arrived,
           missing: plain.missing,
           undecodable: plain.undecodable,
           outOfOrder: plain.outOfOrder,
           delayMs: { p50: 1, p99: plain.p99 },
         },
-        decisions: { matched: plain.matched, mismatched: plain.mismatched },
+        decisions: {
+          compared: plain.matched + plain.mismatched,
+          matched: plain.matched,
+          mismatched: plain.mismatched,
+        },
       }),
     }),
   });
@@ -234,7 +248,7 @@ const worse: { [Name in keyof Plain]?: (plain: Plain) => Plain } = {
   inStageMs: (plain) => ({ ...plain, inStageMs: Math.floor(plain.inStageMs / 2) }),
   sinceRecorded: (plain) => ({ ...plain, sinceRecorded: false }),
   running: (plain) => ({ ...plain, running: false }),
-  expected: (plain) => ({ ...plain, expected: Math.floor(plain.expected / 2) }),
+  arrived: (plain) => ({ ...plain, arrived: Math.floor(plain.arrived / 2) }),
   applied: (plain) => ({ ...plain, applied: Math.floor(plain.applied / 2) }),
   // One that matched doesn't.
   matched: (plain) =>
@@ -280,7 +294,7 @@ describe('judge', () => {
         const tooLittle =
           plain.endpoint === 'wrapped' &&
           (plain.stage === 'rpc' ||
-            (fromShadow && plain.expected < defaultCheckRules.minDeliveries) ||
+            (fromShadow && plain.arrived < defaultCheckRules.minDeliveries) ||
             (fromShadow && plain.matched + plain.mismatched > 0 && plain.matched + plain.mismatched < 299) ||
             (!fromShadow && plain.applied < defaultCheckRules.minEffects));
         if (tooLittle) expect(verdictOf(target, toFacts(plain))).not.toBe('ready');

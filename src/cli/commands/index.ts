@@ -6,7 +6,7 @@ export { addMigrateCommands } from './migrate.ts';
 export { addProxyCommands } from './proxy.ts';
 export { addRelayCommands } from './relay.ts';
 export { addRunCommands } from './run.ts';
-export { addStatusCommands } from './status.ts';
+export { addStatusCommands, relayText, showStatus } from './status.ts';
 export { addSwitchCommands, switchStage } from './switch.ts';
 export { addTopicsCommands } from './topics.ts';
 export { addExplainCommands, showExplanation } from './explain.ts';

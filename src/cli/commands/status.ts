@@ -1,5 +1,19 @@
 import type { Command } from 'commander';
-import { switchoverStatus } from '../../switchover/index.ts';
+import type { ConsumerDefinition } from '../../consumer/index.ts';
+import { TurnoutError } from '../../errors/index.ts';
+import { relayStatus } from '../../relay/index.ts';
+import type { RelayStatus } from '../../relay/index.ts';
+import {
+  askForEvidence,
+  breached,
+  duration,
+  latestCheck,
+  switchoverStates,
+  switchoverStatus,
+  unreadMs,
+} from '../../switchover/index.ts';
+import type { ConsumerEvidence, SwitchoverState, SwitchoverStatus } from '../../switchover/index.ts';
+import { consumerView } from '../consumer-view.ts';
 import { guaranteeOf } from '../guarantee.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
@@ -9,27 +23,63 @@ import type { Report } from '../output.ts';
 export function addStatusCommands(program: Command, tools: CommandTools): void {
   program
     .command('status')
-    .description('what is promised for each switchover and consumer as it is configured now, and how the relay stands')
+    .description(
+      'what is promised for each switchover as it is configured now, its newest check and its guardrails; how relay and consumers stand',
+    )
     .action((_options: unknown, command: Command) => tools.withConfig(command, (config) => showStatus(config)));
 }
 
-/** What is promised for each switchover, and how the relay of this database stands. */
+/** What is promised for each switchover, and how relay and consumers of this configuration stand. */
 export async function showStatus(loaded: TurnoutConfig): Promise<Report> {
+  const consumers = loaded.consumers ?? [];
+  if (loaded.source === undefined && consumers.length === 0)
+    throw new TurnoutError(
+      'TURNOUT_CONFIG_INVALID',
+      '`turnout status` needs `source` or `consumers` in the configuration.',
+      { details: { path: 'source', command: 'status' } },
+    );
+  const [producing, consuming] = await Promise.all([
+    loaded.source === undefined ? undefined : producerPart(loaded),
+    Promise.all(consumers.map((consumer) => consumerPart(loaded, consumer))),
+  ]);
+  return {
+    data: { ...producing?.data, consumers: consuming.map(({ data }) => data) },
+    text: [...(producing === undefined ? [] : [producing.text]), ...consuming.map(({ text }) => text)].join('\n\n'),
+  };
+}
+
+// ── A service that publishes ─────────────────────────────────────────────────────────────────────────────────────────
+
+async function producerPart(loaded: TurnoutConfig): Promise<Report> {
   const { source, database } = need(loaded, 'status', 'source', 'database');
-  const [switchovers, relay] = await Promise.all([switchoverStatus(database, source), relayStatus(loaded)]);
-  const described = switchovers.map((each) => ({
-    ...each,
-    guarantees: guaranteeOf(
-      each,
-      loaded.consumers?.find((consumer) => consumer.name === each.consumer),
-    ),
-  }));
+  const [switchovers, states, relay] = await Promise.all([
+    switchoverStatus(database, source),
+    switchoverStates(database, source),
+    relayStatus(database),
+  ]);
+  const described = await Promise.all(
+    switchovers.map(async (each) => {
+      const state = states.find(({ name }) => name === each.name);
+      const [check, seen] = await Promise.all([
+        latestCheck(database, source, each.name),
+        state === undefined ? undefined : look(loaded, state),
+      ]);
+      const guarantees = guaranteeOf(
+        each,
+        loaded.consumers?.find((consumer) => consumer.name === each.consumer),
+        { proxied: isProxied(loaded, each.name), wrappedSeen: seen?.wrappedSeen },
+      );
+      return { ...each, guarantees, check: check ?? null, guardrails: seen?.guardrails ?? null };
+    }),
+  );
   const text = [
-    `source ${source}: ${relay.relays === 0 ? 'no relay has published yet' : `last tick ${relay.secondsSinceTick} s ago by ${relay.lastRelay}`}`,
+    `source ${source}: ${relayText(relay)}`,
     ...described.map((each) =>
       [
-        `\n${each.name}: ${each.consumer}, stage ${each.stage}, ${each.owedCalls} calls owed`,
+        `\n${each.name}: ${each.consumer}, stage ${stageText(each)}, ${each.owedCalls} calls owed`,
         ...each.guarantees.map((line) => `  - ${line}`),
+        `  newest check: ${each.check === null ? 'none' : `${each.check.verdict} for ${each.check.stage}, ${each.check.at.toISOString()}${each.check.current ? '' : ' (of an earlier stage)'}`}`,
+        ...(each.guardrails === null ? [] : [`  guardrails: ${each.guardrails.text}`]),
       ].join('\n'),
     ),
     ...(described.length === 0 ? ['\nNo switchovers.'] : []),
@@ -37,19 +87,115 @@ export async function showStatus(loaded: TurnoutConfig): Promise<Report> {
   return { data: { source, relay, switchovers: described }, text };
 }
 
-interface RelayStatus {
-  readonly relays: number;
-  readonly lastRelay: string | null;
-  readonly secondsSinceTick: number | null;
+function stageText({ stage, percent }: Pick<SwitchoverStatus, 'stage' | 'percent'>): string {
+  return stage === 'ramp' ? `ramp ${percent} %` : stage;
 }
 
-async function relayStatus(config: TurnoutConfig): Promise<RelayStatus> {
-  const { database } = need(config, 'status', 'database');
-  const { rows } = await database.query<RelayStatus>(
-    `select (select count(distinct t.relay)::int from turnout.relay_tick t) as relays,
-            last.relay as "lastRelay", round(extract(epoch from clock_timestamp() - last.at))::int as "secondsSinceTick"
-       from (values (1)) one
-       left join lateral (select t.relay, t.at from turnout.relay_tick t order by t.at desc limit 1) last on true`,
+function isProxied({ proxies = [] }: TurnoutConfig, name: string): boolean {
+  return proxies.some(({ routes }) => routes.some(({ switchover }) => switchover?.name === name));
+}
+
+/** How a relay stands, in words. An idle one has no ticks to show, and is alive. */
+export function relayText({
+  relays,
+  leading,
+  lastRelay,
+  secondsSinceTick,
+  secondsSinceSignOfLife,
+  unpublished,
+}: RelayStatus): string {
+  const tick =
+    lastRelay === null
+      ? 'nothing was published yet'
+      : `last tick ${duration(secondsSinceTick! * 1_000)} ago by ${lastRelay}`;
+  const work = unpublished ? 'there is something to publish' : 'nothing is to be published';
+  if (!leading) return `NO RELAY leads${relays === 0 ? '' : `, ${relays} stand by`}; ${work}; ${tick}`;
+  const life = secondsSinceSignOfLife === null ? '' : ` (sign of life ${secondsSinceSignOfLife} s ago)`;
+  return `a relay leads${life}, ${Math.max(0, relays - 1)} stand by; ${work}; ${tick}`;
+}
+
+interface Look {
+  readonly wrappedSeen: boolean | undefined;
+  readonly guardrails: { readonly state: 'off' | 'idle' | 'seeing' | 'blind'; readonly text: string };
+}
+
+/** What the guardrails of a process with this configuration would see now. */
+async function look(
+  loaded: TurnoutConfig,
+  { name, consumer, stage, topic, inStageMs }: SwitchoverState,
+): Promise<Look> {
+  const { source, database } = need(loaded, 'status', 'source', 'database');
+  const rules = loaded.switchovers?.find((each) => each.name === name)?.guardrails ?? {};
+  const { evidence, error } = await askForEvidence(consumerView(loaded, consumer), { withinMs: inStageMs }, 5_000);
+  const wrappedSeen = evidence?.endpoints.some(({ keyedAt }) => keyedAt !== undefined);
+  if (loaded.switchovers?.some((each) => each.name === name) !== true)
+    return { wrappedSeen, guardrails: { state: 'off', text: 'not of this configuration' } };
+  if (rules.enabled === false) return { wrappedSeen, guardrails: { state: 'off', text: 'switched off' } };
+  if (evidence === undefined)
+    return {
+      wrappedSeen,
+      guardrails: {
+        state: 'blind',
+        text: `BLIND: ${error ?? 'no access to the consumer’s database (`consumerDatabases` or `evidence`)'}`,
+      },
+    };
+  if (stage === 'rpc' || stage === 'done')
+    return { wrappedSeen, guardrails: { state: 'idle', text: `seeing; nothing to watch in stage ${stage}` } };
+  const verdict = breached(
+    {
+      inStageMs,
+      evidence,
+      unreadMs: await unreadMs(database, source, topic, evidence.consumed),
+      downMs: 0,
+      failedReadings: 0,
+    },
+    rules,
   );
-  return rows[0] ?? { relays: 0, lastRelay: null, secondsSinceTick: null };
+  const why = [...verdict.breaches.map((each) => each.why), ...verdict.unknown].join('; ');
+  return {
+    wrappedSeen,
+    guardrails: { state: 'seeing', text: `seeing, ${verdict.verdict}${why === '' ? '' : `: ${why}`}` },
+  };
+}
+
+// ── A service that consumes ──────────────────────────────────────────────────────────────────────────────────────────
+
+async function consumerPart(
+  loaded: TurnoutConfig,
+  { name, mode, inSwitchover, handlers }: ConsumerDefinition,
+): Promise<Report> {
+  const view = consumerView(loaded, name);
+  const [{ evidence, error }, running] = await Promise.all([
+    askForEvidence(view, {}),
+    view.broker?.running(name).catch(() => undefined),
+  ]);
+  const promise =
+    mode === 'detached'
+      ? 'NOT promised: once in effect; the handlers are detached: at least once, uncertain ones are reported'
+      : 'each effect in its database happens once; NOT promised: effects elsewhere';
+  const data = {
+    consumer: name,
+    running: running ?? null,
+    mode,
+    eventTypes: handlers.map(({ event }) => event.name),
+    inSwitchover: inSwitchover.map((event) => event.name),
+    evidence: evidence === undefined ? null : { ...evidence, held: undefined },
+    error: error ?? null,
+  };
+  const text = [
+    `consumer ${name}: ${running === undefined ? 'whether it runs is not known' : running ? 'runs' : 'NOBODY consumes'}`,
+    `  - ${promise}`,
+    `  ${evidence === undefined ? `its database can't be read: ${error}` : evidenceText(evidence)}`,
+  ].join('\n');
+  return { data, text };
+}
+
+function evidenceText({ heldCount, parked, outcomes, alarms, withinMs }: ConsumerEvidence): string {
+  const effects = outcomes.map(({ path, outcome, count }) => `${count} ${outcome} by ${path}`).join(', ');
+  const unseen = alarms.map(({ kind, count }) => `${count} ${kind}`).join(', ');
+  return [
+    `in ${duration(withinMs)}: ${effects === '' ? 'no effects' : effects}`,
+    `${heldCount} held, of these ${parked} parked`,
+    unseen === '' ? 'no alarms' : `ALARMS: ${unseen}`,
+  ].join('; ');
 }
