@@ -127,8 +127,8 @@ function escaped(text: string): string {
  * and places stay where they are.
  */
 export function blankOut(text: string): string {
-  const out =
-    [...text].length === text.length ? text.split('') : Array.from({ length: text.length }, (_, at) => text[at]!);
+  // By code units, so that places stay where they are.
+  const out = Array.from({ length: text.length }, (_, place) => text[place]!);
   const blank = (from: number, to: number): void => {
     for (let at = from; at < to && at < out.length; at++) if (out[at] !== '\n') out[at] = ' ';
   };

@@ -109,7 +109,7 @@ describe('callerRecorder', () => {
     await second.flush();
     await second.flush();
     const { callers, endpoints } = await consumerEvidence(db, consumer);
-    expect(callers.map(({ calls }) => calls).toSorted()).toEqual([1, 2]);
+    expect(callers.map(({ calls }) => calls).toSorted((a, b) => a - b)).toEqual([1, 2]);
     expect(endpoints).toMatchObject([
       { endpoint: 'POST /a', keyedAt: expect.any(String), unkeyedAt: expect.any(String) },
     ]);

@@ -167,32 +167,30 @@ describe('what is asked for each stage', () => {
 // ── Properties ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 const count = fc.oneof(fc.constant(0), fc.nat({ max: 500 }));
-const anyFacts = fc
-  .record({
-    stage: fc.constantFrom('rpc', 'shadow', 'ramp', 'event') as fc.Arbitrary<CheckFacts['stage']>,
-    order: fc.constantFrom('key', 'none') as fc.Arbitrary<CheckFacts['order']>,
-    endpoint: fc.constantFrom('wrapped', 'bridged') as fc.Arbitrary<CheckFacts['endpoint']>,
-    inStageMs: fc.nat({ max: 20 * 86_400_000 }),
-    sinceRecorded: fc.boolean(),
-    running: fc.boolean(),
-    undeclaredEvents: count,
-    owedCalls: count,
-    failingCalls: count,
-    lag: count,
-    arrived: count,
-    missing: count,
-    undecodable: count,
-    outOfOrder: count,
-    p99: fc.nat({ max: 60_000 }),
-    matched: fc.nat({ max: 2_000 }),
-    mismatched: count,
-    parked: count,
-    dead: count,
-    alarms: count,
-    applied: count,
-    callers: count,
-  })
-  .map((plain) => plain);
+const anyFacts = fc.record({
+  stage: fc.constantFrom<CheckFacts['stage']>('rpc', 'shadow', 'ramp', 'event'),
+  order: fc.constantFrom<CheckFacts['order']>('key', 'none'),
+  endpoint: fc.constantFrom<CheckFacts['endpoint']>('wrapped', 'bridged'),
+  inStageMs: fc.nat({ max: 20 * 86_400_000 }),
+  sinceRecorded: fc.boolean(),
+  running: fc.boolean(),
+  undeclaredEvents: count,
+  owedCalls: count,
+  failingCalls: count,
+  lag: count,
+  arrived: count,
+  missing: count,
+  undecodable: count,
+  outOfOrder: count,
+  p99: fc.nat({ max: 60_000 }),
+  matched: fc.nat({ max: 2_000 }),
+  mismatched: count,
+  parked: count,
+  dead: count,
+  alarms: count,
+  applied: count,
+  callers: count,
+});
 type Plain = typeof anyFacts extends fc.Arbitrary<infer Value> ? Value : never;
 
 function toFacts(plain: Plain): CheckFacts {
