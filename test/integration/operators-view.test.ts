@@ -132,9 +132,7 @@ test('explain says from the rows why an event went this way, and what became of 
   await waitFor(async () => (await showExplanation(the.config(), parked)).text.includes('parked'), {
     what: 'the parking',
   });
-  expect((await showExplanation(the.config(), parked)).text).toContain(
-    'parked after 1 attempts: wrong template',
-  );
+  expect((await showExplanation(the.config(), parked)).text).toContain('parked after 1 attempts: wrong template');
   await the.set('rpc');
   await redrive(the.from.database, 'orders', 'order-email');
   expect((await showExplanation(the.config(), parked)).text).toContain('(a re-drive)');
@@ -225,7 +223,13 @@ test('status: an idle relay lives, a stopped one does not; what is not promised 
 
 test('status says of a bridged endpoint what it can’t promise', async () => {
   const from = await producer();
-  const parcels = defineSwitchover({ ...emailSwitchover(() => ''), name: 'parcels', endpoint: 'bridged' });
+  const parcels = defineSwitchover({
+    name: 'parcels',
+    consumer: 'email',
+    order: 'none',
+    rpc: emailSwitchover(() => '').rpc,
+    endpoint: 'bridged',
+  });
   await from.register(parcels);
   const { text } = await showStatus(
     defineConfig({ source: 'orders', database: from.database, events: [OrderPlaced], switchovers: [parcels] }),
