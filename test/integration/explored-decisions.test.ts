@@ -34,7 +34,7 @@ async function tried<Result>(work: (tx: Queryable) => Promise<Result>): Promise<
   const client: PoolClient = await pool.connect();
   try {
     await client.query('begin');
-    return await work(client as Queryable);
+    return await work(client);
   } finally {
     await client.query('rollback');
     client.release();
