@@ -87,6 +87,15 @@ const waitsForLock = (from: Producer, pid: number) =>
     { what: `the lock that ${pid} waits for` },
   );
 
+/** Whether somebody waits for a lock of that backend. */
+async function blocks(from: Producer, pid: number): Promise<boolean> {
+  const { rowCount } = await from.pool.query(
+    `select from pg_stat_activity where wait_event_type = 'Lock' and $1 = any (pg_blocking_pids(pid))`,
+    [pid],
+  );
+  return rowCount === 1;
+}
+
 describe('the decision', () => {
   const verdicts = [undefined, 'ready', 'not-ready', 'inconclusive'] as const;
   const cases = function* (): Generator<[StageRow, StageRequest, StageFacts]> {
@@ -136,6 +145,7 @@ describe('the decision', () => {
     );
     expect(rows).toHaveLength(all.length);
     let compared = 0;
+    const different: unknown[] = [];
     for (const { index, problems } of rows) {
       const [current, request, facts] = all[index]!;
       const decision = stageChange(current, request, facts);
@@ -143,11 +153,10 @@ describe('the decision', () => {
       if (decision.kind === 'unchanged') continue;
       compared++;
       const here = decision.kind === 'refused' ? decision.problems : [];
-      expect(
-        problems.map(({ code, forceable }) => ({ code: codeOfSqlState(code), forceable })),
-        JSON.stringify(all[index]),
-      ).toEqual(here);
+      const there = problems.map(({ code, forceable }) => ({ code: codeOfSqlState(code), forceable }));
+      if (JSON.stringify(here) !== JSON.stringify(there)) different.push({ current, request, facts, here, there });
     }
+    expect(different).toEqual([]);
     expect(compared).toBeGreaterThan(5_000);
   });
 
@@ -375,16 +384,7 @@ describe('a bridged endpoint', () => {
     await tx.query('begin');
     await w.place(2, tx);
     const changing = w.change('event', { force: true });
-    await waitFor(
-      async () =>
-        (
-          await w.from.pool.query(
-            `select from pg_stat_activity where wait_event_type = 'Lock' and $1 = any (pg_blocking_pids(pid))`,
-            [pid],
-          )
-        ).rowCount === 1,
-      { what: 'the change to wait for the open publisher' },
-    );
+    await waitFor(async () => await blocks(w.from, pid), { what: 'the change to wait for the open publisher' });
     await tx.query('commit');
     await w.from.pool.query('delete from turnout.rpc_delivery');
     expect(await changing).toBe(2);
@@ -396,6 +396,26 @@ describe('a bridged endpoint', () => {
     expect(await w.tried('rpc')).toBe(3);
     expect(await w.open()).toBe(16);
     expect(await w.route(await w.place(4))).toContain('email=rpc;epoch=3');
+  });
+
+  test('that is ordered fails a publisher that has read rpc while it flips: it runs again, and goes by event', async () => {
+    const w = await registered('key', 'bridged');
+    const { client: flipping, pid, release: releaseFlip } = await client(w.from);
+    const { client: tx, release } = await client(w.from);
+    await flipping.query('begin');
+    await flipping.query(`select turnout.set_stage('orders', 'order-email', 'event', 'test', 0, true)`);
+    await tx.query('begin');
+    const stamping = w.place(1, tx);
+    stamping.catch(() => undefined);
+    await waitFor(async () => await blocks(w.from, pid), { what: 'the publisher to wait for the flip' });
+    await flipping.query('commit');
+    releaseFlip();
+    const error: unknown = await stamping.catch((thrown: unknown) => thrown);
+    expect(error).toMatchObject({ code: '23503', constraint: 'rpc_delivery_open' });
+    expect(mayBeRepeated(error)).toBe(true);
+    await tx.query('rollback');
+    expect(await w.route(await w.place(1, tx))).toBe('email=event;epoch=2;generation=1;number=1');
+    release();
   });
 
   test('is recorded with the switchover, and changes in stage rpc only', async () => {
@@ -425,8 +445,11 @@ describe('done', () => {
     await w.place(1);
     await w.change('event', { force: true });
     await w.ready('done');
-    await expect(w.change('done')).rejects.toMatchObject({ code: 'TURNOUT_CALLS_OWED', details: { owed: 1 } });
-    expect([await w.tried('done', { force: true }), await w.open()]).toEqual(['TURNOUT_CALLS_OWED', 16]);
+    await expect(w.change('done', { force: true })).rejects.toMatchObject({
+      code: 'TURNOUT_CALLS_OWED',
+      details: { owed: 1 },
+    });
+    expect(await w.open()).toBe(16);
     await w.from.pool.query('delete from turnout.rpc_delivery');
     const epoch = await w.change('done');
     expect(await w.open()).toBe(0);
@@ -442,16 +465,7 @@ describe('done', () => {
     await w.place(1, tx);
     await w.change('event', { force: true });
     const changing = w.tried('done', { force: true });
-    await waitFor(
-      async () =>
-        (
-          await w.from.pool.query(
-            `select from pg_stat_activity where wait_event_type = 'Lock' and $1 = any (pg_blocking_pids(pid))`,
-            [pid],
-          )
-        ).rowCount === 1,
-      { what: 'done to wait for the open stamper' },
-    );
+    await waitFor(async () => await blocks(w.from, pid), { what: 'done to wait for the open stamper' });
     await tx.query('commit');
     release();
     expect(await changing).toBe('TURNOUT_CALLS_OWED');
