@@ -107,8 +107,15 @@ export type {
 } from './switchover/index.ts';
 
 // Stage shadow
-export { compareWith, describeEffect, shadowReport, unwatchTable, waiveMismatch, watchTable } from './switchover/index.ts';
-export type { CompareOptions, Comparison, ShadowGroup, ShadowReportOptions } from './switchover/index.ts';
+export {
+  compareWith,
+  describeEffect,
+  shadowReport,
+  unwatchTable,
+  waiveMismatch,
+  watchTable,
+} from './switchover/index.ts';
+export type { CompareOptions, Comparison, ShadowGroup, ShadowReport, ShadowReportOptions } from './switchover/index.ts';
 
 // Databases
 export { migrate, migrationScript, requireMigrations } from './database/index.ts';

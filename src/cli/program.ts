@@ -10,6 +10,7 @@ import {
   addProxyCommands,
   addRelayCommands,
   addRunCommands,
+  addShadowCommands,
   addStatusCommands,
   addSwitchCommands,
   addTopicsCommands,
@@ -56,6 +57,7 @@ function buildProgram(io: Io): Command {
   addCheckCommands(program, tools);
   addExplainCommands(program, tools);
   addCleanupCommands(program, tools);
+  addShadowCommands(program, tools);
   addRelayCommands(program, tools);
   addStatusCommands(program, tools);
   return program;

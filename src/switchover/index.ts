@@ -60,7 +60,7 @@ export { guardrails } from './watch-switchovers.ts';
 export type { GuardrailOptions, Guardrails } from './watch-switchovers.ts';
 export { createEndpoint } from './endpoint.ts';
 export { compareWith, describeEffect, shadowReport, unwatchTable, waiveMismatch, watchTable } from './shadow/index.ts';
-export type { CompareOptions, Comparison, ShadowGroup, ShadowReportOptions } from './shadow/index.ts';
+export type { CompareOptions, Comparison, ShadowGroup, ShadowReport, ShadowReportOptions } from './shadow/index.ts';
 export type { Endpoint, EndpointOptions, GateAnswer, GateRequest, HandlerAnswer } from './endpoint.ts';
 export { replyConsumer } from './replies/reply-consumer.ts';
 export { acceptedAnswer, answerReplyStatus, statusOf } from './replies/reply-status.ts';

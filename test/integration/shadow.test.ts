@@ -7,6 +7,7 @@ import { afterEach, describe, expect, test, vi } from 'vitest';
 import {
   compareWith,
   defineConsumer,
+  defineConfig,
   describeEffect,
   on,
   planned,
@@ -17,6 +18,7 @@ import {
 } from 'turnout';
 import type { CompareOptions, HandlerContext, TurnoutEvent } from 'turnout';
 import { pgDatabase } from 'turnout/pg';
+import { failOnMismatch, showShadow } from '../../src/cli/commands/index.ts';
 import { waitFor } from '../support/index.ts';
 import { consumer, OrderPlaced } from './fixtures/switchover-world.ts';
 import type { Order } from './fixtures/switchover-world.ts';
@@ -491,6 +493,25 @@ describe('what is compared', () => {
     await expect(watchTable(s.database, 'turnout.inbox')).rejects.toMatchObject({
       code: 'TURNOUT_SHADOW_TABLE_INVALID',
     });
+  });
+});
+
+describe('turnout shadow', () => {
+  test('reports for people, for programs and for CI', async () => {
+    const s = await shadowed(({ data }, { tx }) => write(tx, data, 'wrong'), { variants: ['never'] });
+    await call(s);
+    await reported(s, 1);
+    const config = defineConfig({ consumerDatabases: { email: s.database } });
+    const { report, printed } = await showShadow(config, 'email', {});
+    expect(printed.data).toEqual(report);
+    expect(printed.text).toContain('1 compared, 0 matched, 1 mismatched');
+    expect(printed.text).toContain('writes.effects.*.insert.how: other value');
+    expect(printed.text).toMatch(/never +never/);
+    expect(() => failOnMismatch(report)).toThrow(expect.objectContaining({ code: 'TURNOUT_SHADOW_MISMATCHED' }));
+    const later = await showShadow(config, 'email', { since: new Date(Date.now() + 3_600_000) });
+    expect(later.report.decisions.compared).toBe(0);
+    expect(() => failOnMismatch(later.report)).not.toThrow();
+    await expect(showShadow(config, 'fax', {})).rejects.toMatchObject({ code: 'TURNOUT_CONFIG_INVALID' });
   });
 });
 

@@ -7,6 +7,7 @@ export { addProxyCommands } from './proxy.ts';
 export { addRelayCommands } from './relay.ts';
 export { addRunCommands } from './run.ts';
 export { addStatusCommands, relayText, showStatus } from './status.ts';
+export { addShadowCommands, failOnMismatch, showShadow } from './shadow.ts';
 export { addSwitchCommands, switchStage } from './switch.ts';
 export { addTopicsCommands } from './topics.ts';
 export { addExplainCommands, showExplanation } from './explain.ts';

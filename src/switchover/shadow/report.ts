@@ -123,7 +123,7 @@ with starts as (
      and c.bucket < (select coalesce(min(a.sample), 10000) from turnout.shadow_arrival a, window_of v
                       where a.consumer = $1 and a.arrived_at >= v.start)
 ), delivery as (
-  select c.called_at, a.arrived_at, greatest(0, extract(epoch from a.arrived_at - a.occurred_at) * 1000) as delay
+  select c.called_at, a.arrived_at, case when a.arrived_at is not null then greatest(0, extract(epoch from a.arrived_at - a.occurred_at) * 1000) end as delay
     from called c left join turnout.shadow_arrival a on a.consumer = $1 and a.effect_key = c.effect_key
 ), arrival as (
   select a.problem,
