@@ -56,7 +56,6 @@ begin
       ('turnout_operator', 'unwatch_table'),
       ('turnout_operator', 'record_check'),
       ('turnout_operator', 'redrive'),
-      ('turnout_relay', 'record_check'),
       ('turnout_relay', 'step_back'),
       ('turnout_consumer', 'record_callers'),
       ('turnout_reader', 'recent_outcomes'),

@@ -18,10 +18,14 @@ import {
   createEndpoint,
   createdXidFinished,
   defineSwitchover,
+  latestCheck,
+  recordCheck,
   recordSince,
+  redrive,
   registerSwitchover,
   rpcSweeper,
   setStage,
+  stepBack,
   switchoverHistory,
   switchoverStatus,
 } from '../../src/switchover/index.ts';
@@ -362,6 +366,23 @@ describe('turnout_operator', () => {
     expect(history.map(({ to }) => to)).toEqual(['rpc', 'event', 'rpc']);
     for (const { actor } of history) expect(actor).toMatch(/^test_operator/);
     expect(await switchoverStatus(operator, 'orders')).toHaveLength(1);
+    expect(await redrive(operator, 'orders', switchover.name)).toBe(0);
+    await recordCheck(operator, 'orders', switchover.name, { stage: 'done', verdict: 'not-ready', findings: [] });
+    expect(await latestCheck(operator, 'orders', switchover.name)).toMatchObject({
+      actor: expect.stringMatching(/^test_operator/),
+    });
+    // A guardrail runs with the relay, which may do no more than that.
+    await setStage(operator, 'orders', switchover.name, 'ramp', { percent: 5, reason: 'go', force: true });
+    const relay = pgDatabase(await w.as('relay'));
+    await stepBack(relay, 'orders', switchover.name, 'rpc', { reason: 'parked events' });
+    expect((await switchoverHistory(operator, 'orders', switchover.name)).at(-1)).toMatchObject({
+      to: 'rpc',
+      automatic: true,
+      actor: expect.stringMatching(/^test_relay/),
+    });
+    // Done, by who owns none of the tables.
+    await setStage(operator, 'orders', switchover.name, 'event', { reason: 'go', force: true });
+    await setStage(operator, 'orders', switchover.name, 'done', { reason: 'go', force: true });
   });
 });
 
@@ -379,6 +400,7 @@ describe('turnout_reader', () => {
 
 describe('is refused', () => {
   const publish = `select turnout.publish('orders', 'orders.order-placed', 1, 'a', '{}')`;
+  const redriveAll = `select turnout.redrive('orders', 'order-points')`;
   const promote = `select turnout.set_stage('orders', 'order-points', 'event', 'test', force => true)`;
   const resume = `select turnout.resume_key('loyalty', 'orders', 'orders', 'a', 'test')`;
   const record = `select turnout.record_outcome('loyalty', 'k', now(), gen_random_uuid(), 't', 'orders', 'orders', null, null, null, 'rpc', 'applied', null, null, null, 1)`;
@@ -394,12 +416,15 @@ describe('is refused', () => {
       `select turnout.record_since('orders', 'order-points', '{}')`,
       'select turnout.make_outbox_partitions()',
       promote,
+      `select turnout.step_back('orders', 'order-points', 'rpc', 'test')`,
+      redriveAll,
       resume,
       record,
     ],
     relay: [
       publish,
       promote,
+      redriveAll,
       'delete from turnout.outbox',
       'truncate turnout.outbox_00000000',
       'update turnout.relay_tick set tick = 0',
@@ -473,11 +498,27 @@ test('every function is granted to a role, or is only called by others', async (
                         where has_function_privilege('turnout_' || r, p.oid, 'execute'))
      order by p.proname`);
   expect(rows.map((row) => row.name)).toEqual([
+    'alarm_once',
     'bad_header',
+    'capture_write',
+    'change_stage',
+    'check_begun',
+    'close_calls',
+    'count_sequence',
+    'decide_effect',
+    'enter_effect',
+    'held_that_can_go_on',
     'is_reserved_header',
     'need_of_outbox_partition',
+    'percent_decode',
+    'plan_event',
     'ramp_bucket',
     'refuse_event',
     'route_for',
+    'route_of',
+    'set_aside',
+    'stage_problem',
+    'stage_problems',
+    'stage_rank',
   ]);
 });
