@@ -1,4 +1,5 @@
 import { Readable } from 'node:stream';
+import { json } from 'node:stream/consumers';
 import fastify from 'fastify';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { switchedOver } from 'turnout/fastify';
@@ -36,7 +37,7 @@ function act(deed: Deed, reply: FastifyReply): unknown {
   }
 }
 
-const features = { statuses: true, streaming: true, answersTwice: true, breaks: true, passesOn: true };
+const features = { statuses: true, streaming: true, answersTwice: true, breaks: true, passesOn: true, rawBodies: true };
 
 const ofOneRoute: EndpointDriver<FastifyRequest> = {
   name: 'Fastify 5, preHandler of a route',
@@ -44,10 +45,13 @@ const ofOneRoute: EndpointDriver<FastifyRequest> = {
   authorization: (request) => request.headers.authorization,
   async start({ endpoint, handler }) {
     const app = fastify({ forceCloseConnections: true });
+    // The handler reads a stream.
+    app.addContentTypeParser('application/octet-stream', (_request, payload, done) => done(null, payload));
     app.post(
       path,
       endpoint === undefined ? {} : { preHandler: switchedOver(endpoint) },
-      async (request, reply) => await act(await handler(request.body), reply),
+      async (request, reply) =>
+        await act(await handler(request.body instanceof Readable ? await json(request.body) : request.body), reply),
     );
     return { call: callOverHttp(await app.listen({ host: '127.0.0.1', port: 0 })), stop: () => app.close() };
   },
@@ -60,6 +64,9 @@ const ofAnApp: EndpointDriver<FastifyRequest> = {
   authorization: (request) => request.headers.authorization,
   async start({ endpoint, handler }) {
     const app = fastify({ forceCloseConnections: true });
+    app.addContentTypeParser('application/octet-stream', { parseAs: 'buffer' }, (_request, body, done) =>
+      done(null, body),
+    );
     if (endpoint !== undefined) app.addHook('preValidation', switchedOver(endpoint));
     app.addHook('preHandler', async () => new Promise((resolve) => setImmediate(resolve)));
     app.addHook('onSend', (_request, reply, payload, done) => {
@@ -68,14 +75,21 @@ const ofAnApp: EndpointDriver<FastifyRequest> = {
     });
     app.setErrorHandler((error, _request, reply) => reply.code(500).send({ error: `handled: ${String(error)}` }));
     const schema = {
-      body: { type: 'object', required: ['name'], properties: { name: { type: 'string' } } },
+      body: {
+        content: {
+          'application/json': {
+            schema: { type: 'object', required: ['name'], properties: { name: { type: 'string' } } },
+          },
+        },
+      },
       response: { 200: { type: 'object', properties: { sent: { type: 'string' } } } },
     };
     // In the style of callbacks: nothing is returned.
     app.post(path, { schema }, (request, reply) => {
       void (async () => {
         try {
-          act(await handler(request.body), reply);
+          const { body } = request;
+          act(await handler(body instanceof Buffer ? JSON.parse(body.toString()) : body), reply);
         } catch (error) {
           void reply.send(error);
         }

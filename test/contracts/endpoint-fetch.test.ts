@@ -46,7 +46,14 @@ function serve(handler: (request: Request) => Response | Promise<Response>): Pro
   return serveListener((request, response) => void listener(request, response));
 }
 
-const features = { statuses: true, streaming: true, answersTwice: false, breaks: false, passesOn: false };
+const features = {
+  statuses: true,
+  streaming: true,
+  answersTwice: false,
+  breaks: false,
+  passesOn: false,
+  rawBodies: true,
+};
 
 const plain: EndpointDriver<Request> = {
   name: 'a Fetch-style handler',

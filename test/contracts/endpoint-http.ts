@@ -23,13 +23,17 @@ export async function serveListener(listener: RequestListener): Promise<RunningS
 }
 
 /** Calls the old endpoint at `base` with JSON. */
-export function callOverHttp(base: string, contentType = 'application/json'): RunningService['call'] {
-  return ({ headers, body, signal, nowhere = false, onData }: ServiceCall) =>
+export function callOverHttp(base: string): RunningService['call'] {
+  return ({ headers, body, bytes: raw, signal, nowhere = false, onData }: ServiceCall) =>
     new Promise<Reply>((resolve, reject) => {
-      const bytes = Buffer.from(JSON.stringify(body));
+      const bytes = raw ?? Buffer.from(JSON.stringify(body));
       const request = httpRequest(`${base}${nowhere ? '/nowhere' : path}`, {
         method: 'POST',
-        headers: { 'content-type': contentType, 'content-length': bytes.length, ...headers },
+        headers: {
+          'content-type': raw === undefined ? 'application/json' : 'application/octet-stream',
+          'content-length': bytes.length,
+          ...headers,
+        },
         ...(signal === undefined ? {} : { signal }),
       });
       request.on('error', reject).on('response', (response) => {

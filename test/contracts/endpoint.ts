@@ -33,6 +33,8 @@ export interface EndpointFeatures {
   readonly breaks: boolean;
   /** Handlers can leave a request to others, of whom there are none (`pass`). */
   readonly passesOn: boolean;
+  /** Requests can have a body that nobody parses before the handler (`bytes`); the handler is given what is in it as JSON. */
+  readonly rawBodies?: boolean;
 }
 
 export interface OldService<Request> {
@@ -68,6 +70,8 @@ export interface ServiceCall {
   /** Names in lower case; metadata in other protocols than HTTP. */
   readonly headers: Readonly<Record<string, string>>;
   readonly body: unknown;
+  /** Instead of `body`: as `application/octet-stream`. */
+  readonly bytes?: Buffer;
   /** Hangs up; `call` rejects then. */
   readonly signal?: AbortSignal;
   /** Calls something that the service does not have. */
@@ -317,6 +321,28 @@ export function endpointContract<Request>(driver: EndpointDriver<Request>): void
           error: 'TURNOUT_EFFECT_KEY_REUSED',
         });
         expect(await effects(name)).toEqual([1]);
+      });
+
+      test.runIf(features.rawBodies)('is known by the bytes of its body, where nobody parses it', async () => {
+        const s = await service();
+        const [name, headers] = [nameOf(), metadataOfCall()];
+        const call = (pad: string) =>
+          s.call({ headers, body: undefined, bytes: Buffer.from(`${JSON.stringify({ name, step: 1 })}${pad}`) });
+        // More than comes in one piece.
+        const pad = ' '.repeat(300_000);
+        expect(await call(pad)).toMatchObject({ status: 200, outcome: 'applied', body: { sent: name } });
+        expect(await call(pad)).toMatchObject({ status: 200, outcome: 'duplicate' });
+        expect(await call(`${pad} `)).toMatchObject({ status: 422, error: 'TURNOUT_EFFECT_KEY_REUSED' });
+        expect({ calls: s.calls, effects: await effects(name) }).toEqual({ calls: 1, effects: [1] });
+      });
+
+      test('that is called where nobody is has no outcome', async () => {
+        const s = await service();
+        const headers = metadataOfCall();
+        const reply = await s.call({ headers, body: { name: nameOf(), step: 1 }, nowhere: true });
+        expect(reply.outcome).toBeUndefined();
+        expect(reply.status).toBeGreaterThanOrEqual(400);
+        expect(await outcomes(headers)).toEqual([]);
       });
 
       test('that the handler refuses is rejected, and nothing of it stays', async () => {

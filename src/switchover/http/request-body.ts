@@ -8,10 +8,15 @@ export async function bodyOf(
   request: IncomingMessage & { readonly body?: unknown },
   maxBytes: number,
 ): Promise<unknown> {
-  if (request.body !== undefined) return request.body;
+  if (request.body !== undefined && !isPlaceholder(request)) return request.body;
   if (request.readableEnded || (request.complete && request.readableLength === 0)) return '';
   const bytes = await peek(request, maxBytes);
   return comparable(bytes, request.headers);
+}
+
+/** Body parsers of Express 4 leave an empty object where they have parsed nothing. */
+function isPlaceholder({ body, readableDidRead }: IncomingMessage & { readonly body?: unknown }): boolean {
+  return !readableDidRead && typeof body === 'object' && body !== null && Object.keys(body).length === 0;
 }
 
 /** JSON as it is parsed, so that spaces make no other body of it; anything else, also what is compressed, as its bytes. */
