@@ -65,7 +65,7 @@ describe('code in README and docs', () => {
 describe('commands in README and docs', () => {
   const scripts = (JSON.parse(textOf('package.json')) as { scripts: Record<string, string> }).scripts;
   const commands =
-    /^\s*turnout (migrate|topics apply|run|consume \S+|switch (status|(history|check|explain|cleanup) \S+|\S+ (rpc|event|register))|status|relay rebase)( |$)/;
+    /^\s*turnout (migrate|topics apply|run|consume \S+|switch (status|(history|check|explain|cleanup) \S+|\S+ (rpc|shadow|ramp|event|done|register))|shadow (report|waive|watch|unwatch) \S+|status|relay rebase)( |$)/;
 
   it.each(pages)('of %s exist', (page) => {
     for (const { lines, at } of [...blocksOf(textOf(page), 'sh'), ...blocksOf(textOf(page), 'bash')]) {
