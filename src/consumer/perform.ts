@@ -4,6 +4,7 @@ import type { Database, Queryable } from '../database/index.ts';
 import type { AnyEventDefinition, Envelope, Reaction, Turn, TurnoutEvent } from '../event/index.ts';
 import { apply, ensureInboxPartition, hold, intend, noteFailed, settle } from '../inbox/index.ts';
 import type { Arrival, Effect, HeldMessage, HoldReason, Verdict } from '../inbox/index.ts';
+import { failpoint, sleep } from '../lifecycle/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
 import { afterVerdict, onEntry } from './decide.ts';
 import type { FailureKind } from './decide.ts';
@@ -100,9 +101,14 @@ async function performInTransaction(
   const { database, name } = definition;
   const arrival = arrivalOf(name, performance);
   const { signal, attempt, effectKey } = performance;
+  const movesFirst = failpoint('consumer.position-before-effect');
+  if (movesFirst) {
+    await database.transaction((tx) => around.move(database.within(tx)));
+    await sleep(100);
+  }
   return database.transaction(async (tx) => {
     const queryable = database.within(tx);
-    const standing = await around.move(queryable);
+    const standing = await (movesFirst ? around.check(queryable) : around.move(queryable));
     const entry = onEntry({ ...standing, ordered: isInOrder(performance) });
     if (entry === 'held') return 'held';
     if (entry === 'behind') return holdIt(queryable, performance, arrival, 'behind');
@@ -215,6 +221,7 @@ async function holdIt(
   reason: HoldReason,
   error?: TurnoutError,
 ): Promise<'held' | 'repeated'> {
+  if (reason === 'early' && failpoint('consumer.drop-early')) return 'held';
   const more = error === undefined ? {} : { error: describeError(error) };
   return setAside(tx, message, holdKeyOf(arrival, reaction.event), reason, more);
 }

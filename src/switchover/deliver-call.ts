@@ -10,7 +10,7 @@
 import type { Queryable } from '../database/index.ts';
 import { effectKeyOf } from '../event/index.ts';
 import type { Turn, TurnoutEvent } from '../event/index.ts';
-import { retryDelayMs, sleep } from '../lifecycle/index.ts';
+import { failpoint, retryDelayMs, sleep } from '../lifecycle/index.ts';
 import type { Logger, RetryPolicy } from '../lifecycle/index.ts';
 import { afterAnswer } from './after-answer.ts';
 import type { Answered } from './after-answer.ts';
@@ -155,7 +155,7 @@ async function callUntilAnswered(owed: OwedCall, options: DeliveryOptions): Prom
   let resends = 0;
   for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 2, 500)) {
     const answered = await callOnce(owed);
-    const next = afterAnswer(owed.turn, answered, owed.switchover);
+    const next = afterAnswer(owed.turn, trusted(answered), owed.switchover);
     switch (next.kind) {
       case 'done':
         return {
@@ -201,6 +201,14 @@ async function waitsForEarlierCall({ switchover, event, turn }: OwedCall, databa
     [switchover.consumer, event.source, event.topic, event.key, turn.generation, turn.number],
   );
   return rowCount !== 0;
+}
+
+/** As it is; under the failpoint, one that says nothing of an outcome is made to. */
+function trusted(answered: Answered): Answered {
+  if (!failpoint('calls.trust-any-answer') || answered.kind === 'failed') return answered;
+  return 'turnout-error' in answered.headers
+    ? answered
+    : { ...answered, headers: { 'turnout-outcome': 'applied', ...answered.headers } };
 }
 
 /** One request, bounded in time whether or not the function heeds its signal. */

@@ -9,7 +9,7 @@
 // A callee that fails is asked by one call at a time until it answers again.
 import type { Database, Queryable } from '../database/index.ts';
 import type { Turn } from '../event/index.ts';
-import { retryDelayMs, service, silentLogger, sleep } from '../lifecycle/index.ts';
+import { failpoint, retryDelayMs, service, silentLogger, sleep } from '../lifecycle/index.ts';
 import type { Logger, RetryPolicy, Service } from '../lifecycle/index.ts';
 import type { SwitchoverDefinition } from './define-switchover.ts';
 import { defaultCallRetry, deliverCall, eventColumns, toEvent } from './deliver-call.ts';
@@ -175,6 +175,7 @@ export async function claimDue(
   limit: number,
   logger: Logger,
 ): Promise<Claim[]> {
+  if (failpoint('calls.no-sweeper')) return [];
   // The lease outlasts the call and, for those that send missing events first, a few more.
   // `nulls first` and `number is not null` repeat what is known already: only so do both indexes serve, and a backlog of 100,000
   // calls costs under 1 ms a claim; without them it is scanned as often as it has rows.
