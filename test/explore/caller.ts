@@ -120,7 +120,7 @@ function receive(
     }
     next[layout.highestEpoch] = epoch;
   }
-  const outcome: Outcome = outcomeOf(given, isDefinitiveByDefault, 0)!.outcome;
+  const outcome = given === refusing ? refusal : acceptance;
   const { verdict, broken } = applyArrival(run, next, event, { path: 'rpc', outcome, isNew: false });
   const detail =
     verdict.kind === 'done'
@@ -139,6 +139,10 @@ function receive(
 
 const accepting: HandlerAnswer = { status: 201, headers: {}, body: Buffer.alloc(0) };
 const refusing: HandlerAnswer = { status: 409, headers: {}, body: Buffer.alloc(0) };
+/** What the shipped decision makes of the two. */
+const acceptance: Outcome = outcomeOf(accepting, isDefinitiveByDefault, 0)!.outcome;
+const refusal: Outcome = outcomeOf(refusing, isDefinitiveByDefault, 0)!.outcome;
+
 /** What the old handler may answer. */
 const answersOf = ({ bounds }: Run, event: number): readonly HandlerAnswer[] =>
   bounds.refused?.includes(event) === true ? [accepting, refusing] : [accepting];
