@@ -641,3 +641,44 @@ describe('a consumer that knows only SQL', () => {
     ).rejects.toMatchObject({ code: '22023' });
   });
 });
+
+test('each role may do its part, and no more', async () => {
+  const all: Pool = (await database({ template: migrated('producer', 'consumer', 'roles') })).pool({ max: 1 });
+  const key = `email.${randomUUID()}`;
+  const as = (role: string, work: (tx: PoolClient) => Promise<unknown>) =>
+    inTransaction(async (tx) => {
+      await tx.query(`set local role ${role}`);
+      await work(tx);
+    }, all);
+  await as('turnout_consumer', async (tx) => {
+    const headers = callHeaders('email', eventOf('k'), undefined);
+    const { rows } = await tx.query<Begun>(`select * from turnout.begin_call('email', $1, 'h', false)`, [headers]);
+    await tx.query('select turnout.finish_effect($1)', [rows[0]!.effect]);
+    const record = recordOf(eventOf('k'), eventRoute('email'));
+    const event = await tx.query<Begun>(`select * from turnout.begin_event('email', $1)`, [record]);
+    await tx.query(`select turnout.park_effect($1, 'no')`, [event.rows[0]!.effect]);
+    await tx.query(`select * from turnout.next_held('email')`);
+  });
+  await as('turnout_publisher', async (tx) => {
+    await tx.query(`select turnout.await_replies(array[$1], '{order-email}', '{rpc}')`, [key]);
+    await tx.query(`select turnout.settle_call($1, 'applied', '{"status": 201, "body": {}}')`, [key]);
+    await tx.query(`select turnout.record_reply($1, gen_random_uuid(), 'email.sent', '{}')`, [key]);
+    const { rows } = await tx.query('select outcome from turnout.reply_status(array[$1])', [key]);
+    expect(rows).toEqual([{ outcome: 'applied' }]);
+  });
+  await as('turnout_relay', async (tx) => {
+    await tx.query(`select turnout.settle_call($1, 'applied', null)`, [key]);
+    await tx.query(`select turnout.delete_old_replies('7 days', 100)`);
+  });
+  for (const [role, statement] of [
+    ['turnout_publisher', `select * from turnout.next_held('email')`],
+    ['turnout_consumer', `select turnout.enter_effect('{}', '1 day', false)`],
+    ['turnout_consumer', `select * from turnout.reply_status('{}')`],
+    ['turnout_publisher', 'delete from turnout.reply'],
+  ] as const) {
+    await expect(
+      as(role, (tx) => tx.query(statement)),
+      statement,
+    ).rejects.toMatchObject({ code: '42501' });
+  }
+});
