@@ -9,6 +9,8 @@ create table turnout.proxied_call (
   request_hash text not null,
   route        text not null check (route in ('rpc', 'event')),
   effect_key   text not null,
+  -- Of the event.
+  key          text,
   -- {"status", "headers", "body"} of the endpoint, for a retry; null while it has not answered, and if its answer was lost or too large.
   answer       jsonb,
   at           timestamptz not null default clock_timestamp()

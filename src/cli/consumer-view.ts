@@ -1,3 +1,4 @@
+import type { ConsumerDefinition } from '../consumer/index.ts';
 import type { Queryable } from '../database/index.ts';
 import { consumerEvidence } from '../switchover/index.ts';
 import type { ConsumerView } from '../switchover/index.ts';
@@ -5,7 +6,12 @@ import type { TurnoutConfig } from '../config.ts';
 
 /** A consumer's database, if the configuration has it: that of its definition, or one it names for looking. */
 export function consumerDatabase(config: TurnoutConfig, consumer: string): Queryable | undefined {
-  return config.consumers?.find(({ name }) => name === consumer)?.database ?? config.consumerDatabases?.[consumer];
+  return consumersOf(config).find(({ name }) => name === consumer)?.database ?? config.consumerDatabases?.[consumer];
+}
+
+/** All consumers that a configuration defines; a bridge is one. */
+export function consumersOf({ consumers = [], bridges = [] }: TurnoutConfig): readonly ConsumerDefinition[] {
+  return [...consumers, ...bridges];
 }
 
 /** Where a configuration can look at a consumer: its database, or a function that fetches what the consumer serves. */

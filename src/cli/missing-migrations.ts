@@ -4,6 +4,7 @@ import type { Database, MigrationSet } from '../database/index.ts';
 import { isTurnoutError, TurnoutError } from '../errors/index.ts';
 import { service, sleep } from '../lifecycle/index.ts';
 import type { Service } from '../lifecycle/index.ts';
+import { consumersOf } from './consumer-view.ts';
 
 /** A database of the configuration, and what it needs. */
 export interface ConfiguredDatabase {
@@ -22,7 +23,8 @@ export function databasesOf(config: TurnoutConfig): ConfiguredDatabase[] {
     found.set(database, target);
   };
   if (config.database !== undefined) add(config.source ?? 'database', config.database, 'producer');
-  for (const consumer of config.consumers ?? []) add(consumer.name, consumer.database, 'consumer');
+  for (const consumer of consumersOf(config)) add(consumer.name, consumer.database, 'consumer');
+  for (const { name, database } of config.proxies ?? []) add(name, database, 'producer');
   return [...found.values()];
 }
 

@@ -82,12 +82,8 @@ export function validateConfig(value: unknown, file: string): TurnoutConfig {
   refuseTwice(
     file,
     'consumers',
-    config.consumers?.map((consumer) => consumer.name),
-  );
-  refuseTwice(
-    file,
-    'bridges',
-    config.bridges?.map((bridge) => bridge.name),
+    // A bridge is a group at the broker as well.
+    [...(config.consumers ?? []), ...(config.bridges ?? [])].map((consumer) => consumer.name),
   );
   refuseTwice(
     file,

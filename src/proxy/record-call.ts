@@ -18,11 +18,14 @@ export interface KnownCall {
   readonly id: string;
   readonly route: Route;
   readonly effectKey: string;
+  readonly key: string | null;
   /** Whether it was another request. */
   readonly differs: boolean;
   readonly answer: KeptAnswer | undefined;
   /** Whether the call to the endpoint is still owed. */
   readonly owed: boolean;
+  /** How long ago it was recorded, in milliseconds. */
+  readonly ageMs: number;
 }
 
 export type Recorded =
@@ -76,9 +79,9 @@ export async function recordCall<Tx>(
       }
       if (key !== undefined) {
         await database.within(tx).query(
-          `insert into turnout.proxied_call (id, source, request_hash, route, effect_key)
-           values ($1::uuid, $2, $3, $4, $5)`,
-          [id, proxy.source, hash, stamp.route, stamp.effectKey],
+          `insert into turnout.proxied_call (id, source, request_hash, route, effect_key, key)
+           values ($1::uuid, $2, $3, $4, $5, $6)`,
+          [id, proxy.source, hash, stamp.route, stamp.effectKey, published.key],
         );
       }
       return {
@@ -107,15 +110,18 @@ interface CallRow {
   id: string;
   route: Route;
   effect_key: string;
+  key: string | null;
   request_hash: string;
   answer: string | null;
   owed: boolean;
+  age_ms: number;
 }
 
 async function findCall<Tx>(database: Database<Tx>, id: string, hash: string): Promise<KnownCall | undefined> {
   const { rows } = await database.query<CallRow>(
-    `select c.id::text as id, c.route, c.effect_key, c.request_hash, c.answer::text as answer,
-            exists (select from turnout.rpc_delivery d where d.effect_key = c.effect_key) as owed
+    `select c.id::text as id, c.route, c.effect_key, c.key, c.request_hash, c.answer::text as answer,
+            exists (select from turnout.rpc_delivery d where d.effect_key = c.effect_key) as owed,
+            (extract(epoch from clock_timestamp() - c.at) * 1000)::float8 as age_ms
        from turnout.proxied_call c where c.id = $1::uuid`,
     [id],
   );
@@ -125,9 +131,11 @@ async function findCall<Tx>(database: Database<Tx>, id: string, hash: string): P
     id: row.id,
     route: row.route,
     effectKey: row.effect_key,
+    key: row.key,
     differs: row.request_hash !== hash,
     answer: row.answer === null ? undefined : (JSON.parse(row.answer) as KeptAnswer),
     owed: row.owed,
+    ageMs: row.age_ms,
   };
 }
 

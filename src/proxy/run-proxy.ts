@@ -195,7 +195,7 @@ async function answerNew<Tx>(
     return problem(
       504,
       'TURNOUT_ENDPOINT_UNAVAILABLE',
-      'The endpoint has not answered in time. The call is kept, and is made again.',
+      'The endpoint has given no answer that counts. The call is kept, and is made again.',
     );
   }
   const answer = asAnswer(reply.reply);
@@ -207,13 +207,18 @@ async function answerNew<Tx>(
   return answer;
 }
 
-function answerAgain(route: ProxyRoute, { id, effectKey, route: goes, differs, answer, owed }: KnownCall): ProxyAnswer {
+function answerAgain(
+  route: ProxyRoute,
+  { id, effectKey, key, route: goes, differs, answer, owed, ageMs }: KnownCall,
+): ProxyAnswer {
   if (differs) return problem(422, 'TURNOUT_EFFECT_KEY_REUSED', 'The idempotency key is known with another request.');
   if (answer !== undefined) return answer;
-  const call = { eventId: id, key: null, effectKey };
+  const call = { eventId: id, key, effectKey };
   if (goes === 'event') return (route.answer ?? accepted)(call);
-  // Answered while nobody listened: by the sweeper, or in a process that is gone.
-  if (!owed) return accepted(call);
+  // Answered while nobody listened, to the sweeper or to a process that is gone. Soon after the record that process may only be about to
+  // keep the answer.
+  const { timeoutMs = route.switchover.timeoutMs + 1_000 } = route;
+  if (!owed && ageMs > timeoutMs) return accepted(call);
   return { ...problem(409, 'TURNOUT_EFFECT_RUNNING', 'The call is being made.'), headers: { 'retry-after': '1' } };
 }
 

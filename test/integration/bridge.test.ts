@@ -176,7 +176,9 @@ describe('the bridge', () => {
     await publish('a', 1);
     await publish('a', 2);
     await waitFor(() => legacy.effects.length === 1, { what: 'the second call' });
-    await waitFor(async () => (await inbox()).length === 2);
+    await waitFor(async () => (await inbox()).filter(({ outcome }) => outcome !== 'running').length === 2, {
+      what: 'both outcomes',
+    });
     expect(await inbox()).toEqual([
       {
         outcome: 'rejected',

@@ -118,6 +118,16 @@ describe('a recorded call', () => {
     expect(proxy.counters()).toMatchObject({ recorded: 1, asEvents: 1 });
   });
 
+  test('in stage event is answered as the route says, a retry the same', async () => {
+    const { post, events, flip } = await world({}, { answer: ({ key }) => ({ status: 200, body: { booked: key } }) });
+    await flip('event');
+    for (let each = 0; each < 2; each++) {
+      const answer = await post('/orders/o-1', { step: 1 }, { 'idempotency-key': 'k-1' });
+      expect([answer.status, await answer.json()]).toEqual([200, { booked: 'o-1' }]);
+    }
+    expect(await events()).toHaveLength(1);
+  });
+
   test('with a key of its caller’s is one event and one call, however often it is sent, with the same answer', async () => {
     const { post, legacy, events } = await world();
     legacy.behave((_call, nth) => ({ status: 201, body: `{"nth":${nth}}` }));

@@ -1943,7 +1943,7 @@ CREATE FUNCTION turnout.settle_call(effect_key text, outcome text, answer json) 
   )
   update turnout.reply r
     set outcome = settle_call.outcome, answer = settle_call.answer, settled_at = coalesce(r.settled_at, clock_timestamp())
-    where r.effect_key = settle_call.effect_key and r.outcome is null
+    where r.effect_key = settle_call.effect_key and r.outcome is null and settle_call.outcome is not null
 $$;
 
 CREATE FUNCTION turnout.skip_parked(consumer text, effect_key text, reason text) RETURNS boolean
@@ -2343,6 +2343,7 @@ CREATE TABLE turnout.proxied_call (
     request_hash text NOT NULL,
     route text NOT NULL,
     effect_key text NOT NULL,
+    key text,
     answer jsonb,
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT proxied_call_route_check CHECK ((route = ANY (ARRAY['rpc'::text, 'event'::text])))

@@ -13,7 +13,7 @@ import {
   unreadMs,
 } from '../../switchover/index.ts';
 import type { ConsumerEvidence, SwitchoverState, SwitchoverStatus } from '../../switchover/index.ts';
-import { consumerView } from '../consumer-view.ts';
+import { consumersOf, consumerView } from '../consumer-view.ts';
 import { guaranteeOf } from '../guarantee.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
@@ -31,7 +31,7 @@ export function addStatusCommands(program: Command, tools: CommandTools): void {
 
 /** What is promised for each switchover, and how relay and consumers of this configuration stand. */
 export async function showStatus(loaded: TurnoutConfig): Promise<Report> {
-  const consumers = loaded.consumers ?? [];
+  const consumers = consumersOf(loaded);
   if (loaded.source === undefined && consumers.length === 0)
     throw new TurnoutError(
       'TURNOUT_CONFIG_INVALID',
@@ -66,7 +66,7 @@ async function producerPart(loaded: TurnoutConfig): Promise<Report> {
       ]);
       const guarantees = guaranteeOf(
         each,
-        loaded.consumers?.find((consumer) => consumer.name === each.consumer),
+        consumersOf(loaded).find((consumer) => consumer.name === each.consumer),
         { proxied: isProxied(loaded, each.name), wrappedSeen: seen?.wrappedSeen },
       );
       return { ...each, guarantees, check: check ?? null, guardrails: seen?.guardrails ?? null };
