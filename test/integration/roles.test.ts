@@ -13,11 +13,15 @@ import { silentLogger } from '../../src/lifecycle/index.ts';
 import type { Service } from '../../src/lifecycle/index.ts';
 import { registerEvents } from '../../src/outbox/index.ts';
 import { createRelay, outboxKeeper } from '../../src/relay/index.ts';
+import { callerRecorder } from '../../src/switchover/callers.ts';
 import {
   callHeaders,
+  checkSwitchover,
+  consumerEvidence,
   createEndpoint,
   createdXidFinished,
   defineSwitchover,
+  guardrails,
   latestCheck,
   recordCheck,
   recordSince,
@@ -29,7 +33,7 @@ import {
   switchoverHistory,
   switchoverStatus,
 } from '../../src/switchover/index.ts';
-import type { RpcAnswer, RpcCall } from '../../src/switchover/index.ts';
+import type { EvidenceQuestion, RpcAnswer, RpcCall } from '../../src/switchover/index.ts';
 import { inMemoryBroker } from '../../src/testing/index.ts';
 import { createTurnout } from '../../src/turnout.ts';
 import { uniqueName, waitFor } from '../support/index.ts';
@@ -395,6 +399,42 @@ describe('turnout_reader', () => {
     expect(await switchoverHistory(reader, 'orders', switchover.name)).toHaveLength(1);
     expect((await reader.query('select from turnout.relay_tick')).rowCount).toBe(0);
     expect((await reader.query('select from turnout.inbox')).rowCount).toBe(0);
+  });
+});
+
+describe('checks and guardrails', () => {
+  test('the relay looks and steps back, the reader gives evidence, the consumer counts callers, the operator sees alarms', async () => {
+    const w = await world();
+    const { operator, switchover } = await w.prepared('none');
+    const [relay, reader, own] = await Promise.all([w.as('relay', 3), w.as('reader', 3), w.as('consumer', 2)]);
+    const recorder = callerRecorder(pgDatabase(own), 'loyalty');
+    recorder.note({ keyed: false, endpoint: 'POST /points', service: 'billing', address: '10.0.0.7' });
+    await recorder.flush();
+    await own.query(`insert into turnout.alarm (consumer, kind, detail) values ('loyalty', 'sequence-hole', '{}')`);
+    const evidence = (question: EvidenceQuestion) => consumerEvidence(pgDatabase(reader), 'loyalty', question);
+    expect(await evidence({ shadow: true })).toMatchObject({
+      callers: [{ service: 'billing', calls: 1 }],
+      alarms: [{ kind: 'sequence-hole', count: 1 }],
+    });
+    await checkSwitchover({ source: 'orders', database: operator, name: switchover.name, target: 'event', evidence });
+    await setStage(operator, 'orders', switchover.name, 'event', { reason: 'go', force: true });
+    await started(
+      guardrails({
+        source: 'orders',
+        database: pgDatabase(relay),
+        switchovers: [{ ...switchover, guardrails: { whenBlind: 'step-back', blindAfter: 2 } }],
+        view: () => ({ evidence: () => Promise.reject(new Error('no route')) }),
+        everyMs: 20,
+      }),
+    );
+    await waitFor(async () => (await switchoverHistory(operator, 'orders', switchover.name)).length === 3, {
+      what: 'the step back',
+    });
+    const { rows } = await operator.query<{ seen: number }>(
+      `select turnout.see_alarms('loyalty', 1000, 'looked at') as seen`,
+    );
+    expect(rows).toEqual([{ seen: 1 }]);
+    expect((await evidence({})).alarms).toEqual([]);
   });
 });
 
