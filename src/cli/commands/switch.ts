@@ -3,7 +3,6 @@ import { TurnoutError } from '../../errors/index.ts';
 import type { Source } from '../../consumer/index.ts';
 import {
   askForEvidence,
-  checkSwitchover,
   isPromotion,
   isStage,
   openTransactionsOver,
@@ -23,6 +22,7 @@ import type { CommandTools } from '../command-tools.ts';
 import { loggerFor } from '../logger.ts';
 import type { Io, Report } from '../output.ts';
 import { beginSwitchover } from './begin-switchover.ts';
+import { checkConfigured } from './check.ts';
 import { showHistory, showSwitchovers } from './switch-status.ts';
 
 export function addSwitchCommands(program: Command, tools: CommandTools): void {
@@ -160,7 +160,7 @@ async function prepare(
   { name, stage, percent, force }: SwitchRequest,
   start: SwitchoverStart,
 ): Promise<void> {
-  const { source, database, broker, switchovers = [] } = need(loaded, 'switch', 'source', 'database');
+  const { broker } = loaded;
   const target = stage as Stage;
   const promotes =
     isPromotion(start.stage, target) || (target === 'ramp' && start.stage === 'ramp' && (percent ?? 0) > start.percent);
@@ -169,8 +169,7 @@ async function prepare(
   if ((target === 'ramp' || target === 'event') && start.since !== undefined && broker !== undefined)
     await needOffsets(broker.source(), start.consumer, start.since);
   if (force) return;
-  const rules = switchovers.find((each) => each.name === name)?.checks;
-  await checkSwitchover({ source, database, name, target, rules, ...consumerView(loaded, start.consumer) });
+  await checkConfigured(loaded, name, target);
 }
 
 /**

@@ -1,4 +1,5 @@
-// Back to calls with the event-routed backlog: events that nobody has read yet come through the old endpoint at once.
+// `turnout switch` through all stages, and back with the event-routed backlog: what nobody has read yet comes through the old
+// endpoint at once.
 import type { PoolClient } from 'pg';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import {
@@ -12,11 +13,12 @@ import {
   setStage,
   silentLogger,
 } from 'turnout';
-import type { HandlerContext, Service, TurnoutEvent } from 'turnout';
+import type { HandlerContext, Service, SwitchoverDefinition, TurnoutEvent } from 'turnout';
 import { inMemoryBroker } from 'turnout/testing';
 import { switchStage } from '../../src/cli/commands/index.ts';
 import { applyTopics } from '../../src/relay/index.ts';
 import { switchoverHistory } from '../../src/switchover/index.ts';
+import type { Finding } from '../../src/switchover/index.ts';
 import { waitFor } from '../support/index.ts';
 import { consumer, emailSwitchover, OrderChanged, OrderPlaced, producer } from './fixtures/switchover-world.ts';
 import type { Order } from './fixtures/switchover-world.ts';
@@ -32,7 +34,10 @@ const keys = ['a', 'b', 'c'];
 
 async function world(order: 'key' | 'none') {
   const [from, to] = await Promise.all([producer(), consumer({ order })]);
-  const email = emailSwitchover(() => to.url, { order });
+  const email: SwitchoverDefinition = {
+    ...emailSwitchover(() => to.url, { order }),
+    checks: { minDeliveries: 6, minEffects: 3, quietDays: 0 },
+  };
   await from.register(email);
   const broker = inMemoryBroker();
   await applyTopics(broker.topics(), [OrderPlaced, OrderChanged]);
@@ -101,7 +106,15 @@ async function world(order: 'key' | 'none') {
         { what: `${count} events to be published` },
       ),
     allRead: (count: number) => waitFor(async () => (await read()) === count, { what: `${count} events to be read` }),
-    switchTo: (stage: string, { evidence = true, ...more }: { evidence?: boolean; redrive?: boolean } = {}) =>
+    /** Forced forward, unless it is to ask the broker. */
+    switchTo: (
+      stage: string,
+      {
+        evidence = true,
+        asking = false,
+        ...more
+      }: { evidence?: boolean; asking?: boolean; redrive?: boolean; percent?: number } = {},
+    ) =>
       switchStage(
         defineConfig({
           source: 'orders',
@@ -109,8 +122,9 @@ async function world(order: 'key' | 'none') {
           events: [OrderPlaced, OrderChanged],
           switchovers: [email],
           ...(evidence ? { consumerDatabases: { email: to.database } } : {}),
+          ...(asking ? { broker } : {}),
         }),
-        { name: email.name, stage, reason: 'test', force: stage !== 'rpc', percent: undefined, ...more },
+        { name: email.name, stage, reason: 'test', force: stage !== 'rpc' && !asking, percent: undefined, ...more },
         io,
       ).then(({ data }) => data),
     nothingOwed: () => waitFor(async () => (await from.owed()).length === 0, { what: 'no call to be owed' }),
@@ -128,6 +142,62 @@ async function world(order: 'key' | 'none') {
 
 const upTo = (step: number) =>
   Object.fromEntries(keys.map((key) => [key, Array.from({ length: step }, (_, index) => index + 1)]));
+
+describe('turnout switch', () => {
+  test.each(['key', 'none'] as const)(
+    'leads through all stages by what it finds, each effect once, without force (order %s)',
+    async (order) => {
+      const w = await world(order);
+      const asked = (stage: string, percent?: number) =>
+        w.switchTo(stage, { asking: true, ...(percent === undefined ? {} : { percent }) });
+      const refusal = (stage: string, percent?: number) =>
+        asked(stage, percent).then(
+          () => undefined,
+          (error: { details: { findings?: Finding[] } }) =>
+            error.details.findings?.filter(({ verdict }) => verdict !== 'ready').map(({ check }) => check),
+        );
+      await w.start(w.relay());
+      await w.start(w.sweeper());
+      expect(await refusal('shadow')).toEqual(['consumer-running']);
+      await w.start(w.consuming());
+      await w.publish(1);
+      await w.allRead(3);
+      expect(await asked('shadow')).toMatchObject({ changed: true, epoch: 2 });
+      await w.publish(2);
+      await w.allRead(6);
+      expect(await refusal('ramp', 30)).toEqual(expect.arrayContaining(['deliveries']));
+      await w.publish(3);
+      await w.allRead(9);
+      await w.nothingOwed();
+      await waitFor(async () => (await refusal('ramp', 30)) === undefined, { what: 'the deliveries to be compared' });
+      await w.publish(4);
+      await w.allRead(12);
+      await w.nothingOwed();
+      expect(await asked('ramp', 60)).toMatchObject({ changed: true, epoch: 4, percent: 60 });
+      await w.publish(5);
+      await w.allRead(15);
+      await w.nothingOwed();
+      expect(await asked('event')).toMatchObject({ epoch: 5 });
+      await w.publish(6);
+      await w.allRead(18);
+      expect(await asked('done')).toMatchObject({ epoch: 6 });
+      await w.publish(7);
+      await w.allRead(21);
+      expect(await w.effects()).toEqual(upTo(7));
+      expect((await w.from.pool.query('select from turnout.rpc_open')).rowCount).toBe(0);
+      const history = await switchoverHistory(w.from.database, 'orders', w.email.name);
+      expect(history.map(({ to, percent }) => [to, percent])).toEqual([
+        ['rpc', 0],
+        ['shadow', 0],
+        ['ramp', 30],
+        ['ramp', 60],
+        ['event', 0],
+        ['done', 0],
+      ]);
+      expect(history.every(({ forced }) => !forced)).toBe(true);
+    },
+  );
+});
 
 describe('switch rpc --redrive', () => {
   test.each(['key', 'none'] as const)(
