@@ -108,7 +108,7 @@ type Limits = Required<GuardrailRules>;
 
 /** How far back to ask for failures: never to before the stage change. */
 export function guardrailWindowMs(inStageMs: number, rules: GuardrailRules = {}): number {
-  return Math.max(0, Math.min(inStageMs, rules.windowMs ?? defaultGuardrailRules.windowMs));
+  return Math.max(0, Math.floor(Math.min(inStageMs, rules.windowMs ?? defaultGuardrailRules.windowMs)));
 }
 
 /** Evidence that reaches back to before the stage change counts what another stage did. */

@@ -301,6 +301,25 @@ describe('judge', () => {
     );
   });
 
+  test('never says ready on too little data, when all else is well', () => {
+    const shadowed = (deliveries: object, decisions: object) =>
+      facts({ evidence: evidence({ shadow: shadow({ deliveries, decisions }) }) });
+    const compared = (matched: number, mismatched: number) => ({ compared: matched + mismatched, matched, mismatched });
+    fc.assert(
+      fc.property(
+        fc.nat({ max: 99 }),
+        fc.integer({ min: 1, max: 298 }),
+        fc.nat({ max: 19 }),
+        (arrived, matched, count) => {
+          expect(verdictOf('event', shadowed({ arrived }, {}))).toBe('inconclusive');
+          expect(verdictOf('event', shadowed({}, compared(matched, 0)))).toBe('inconclusive');
+          const outcomes = [{ path: 'event' as const, outcome: 'applied', count, newest: '2026-01-01T00:00:00Z' }];
+          expect(verdictOf('event', facts({ stage: 'ramp', evidence: evidence({ outcomes }) }))).toBe('inconclusive');
+        },
+      ),
+    );
+  });
+
   test('gives a remedy for everything that is not ready, and says the number', () => {
     fc.assert(
       fc.property(targets, anyFacts, (target, plain) => {
