@@ -156,6 +156,13 @@ describe('turnout switch', () => {
           (error: { details: { findings?: Finding[] } }) =>
             error.details.findings?.filter(({ verdict }) => verdict !== 'ready').map(({ check }) => check),
         );
+      // At 30 % one key goes by event, at 60 % two.
+      await w.from.pool.query(
+        `update turnout.switchover set salt = (
+           select n::text from generate_series(1, 1000) n
+            where turnout.ramp_bucket(n::text, 'a') < 3000 and turnout.ramp_bucket(n::text, 'b') between 3000 and 5999
+              and turnout.ramp_bucket(n::text, 'c') >= 6000 limit 1)`,
+      );
       await w.start(w.relay());
       await w.start(w.sweeper());
       expect(await refusal('shadow')).toEqual(['consumer-running']);
@@ -170,20 +177,29 @@ describe('turnout switch', () => {
       await w.allRead(9);
       await w.nothingOwed();
       await waitFor(async () => (await refusal('ramp', 30)) === undefined, { what: 'the deliveries to be compared' });
-      await w.publish(4);
-      await w.allRead(12);
+      expect(await refusal('ramp', 60)).toEqual(['effects']);
+      for (const step of [4, 5, 6]) await w.publish(step);
+      await w.allRead(18);
       await w.nothingOwed();
       expect(await asked('ramp', 60)).toMatchObject({ changed: true, epoch: 4, percent: 60 });
-      await w.publish(5);
-      await w.allRead(15);
+      for (const step of [7, 8]) await w.publish(step);
+      await w.allRead(24);
       await w.nothingOwed();
       expect(await asked('event')).toMatchObject({ epoch: 5 });
-      await w.publish(6);
-      await w.allRead(18);
+      await w.publish(9);
+      await w.allRead(27);
       expect(await asked('done')).toMatchObject({ epoch: 6 });
-      await w.publish(7);
-      await w.allRead(21);
-      expect(await w.effects()).toEqual(upTo(7));
+      await w.publish(10);
+      await w.allRead(30);
+      const { rows: ways } = await w.to.pool.query<{ key: string; event: string }>(
+        `select order_id as key, string_agg(step::text, ',' order by step) filter (where how = 'event') as event from effects group by 1 order by 1`,
+      );
+      expect(ways).toEqual([
+        { key: 'a', event: '4,5,6,7,8,9,10' },
+        { key: 'b', event: '7,8,9,10' },
+        { key: 'c', event: '9,10' },
+      ]);
+      expect(await w.effects()).toEqual(upTo(10));
       expect((await w.from.pool.query('select from turnout.rpc_open')).rowCount).toBe(0);
       const history = await switchoverHistory(w.from.database, 'orders', w.email.name);
       expect(history.map(({ to, percent }) => [to, percent])).toEqual([
