@@ -6,7 +6,15 @@ import { silentLogger, sleep } from './lifecycle/index.ts';
 import type { Logger } from './lifecycle/index.ts';
 import { lockKeys, publishEvents, runTransaction } from './outbox/index.ts';
 import type { PublishedEvent, PublishedStamp } from './outbox/index.ts';
-import { awaitReplies, callQueue, defaultCallRetry, readReplies, replyWaiter, statusOf } from './switchover/index.ts';
+import {
+  awaitReplies,
+  callQueue,
+  defaultCallRetry,
+  readReplies,
+  replyWaiter,
+  saysNothing,
+  statusOf,
+} from './switchover/index.ts';
 import type {
   AnsweredOutcome,
   CallQueue,
@@ -364,17 +372,18 @@ async function rpcReply(
       why: `no answer within ${timeoutMs} ms`,
     })),
   ]).finally(() => enough.abort());
-  if (delivered.kind === 'done') {
-    const { outcome, rejected, answer } = delivered;
-    return { route: 'rpc', status: rejected ? 'rejected' : 'done', outcome, reply: answer };
+  const told = replyOfCall(delivered, effectKey, asking);
+  const isEnough = delivered.kind === 'done' && !saysNothing(delivered.outcome, delivered.answer);
+  if (isEnough || switchover.reply === undefined) return told;
+  return replyOf(await asking.waiter.wait(effectKey, Math.max(0, until - performance.now()))) ?? told;
+}
+
+function replyOfCall(delivered: Delivered, effectKey: string, asking: Asking): RpcReply {
+  if (delivered.kind === 'pending') {
+    return { route: 'rpc', status: 'pending', why: delivered.why, effectKey, ...urlOf(effectKey, asking) };
   }
-  const known =
-    switchover.reply === undefined
-      ? undefined
-      : await asking.waiter.wait(effectKey, Math.max(0, until - performance.now()));
-  return (
-    replyOf(known) ?? { route: 'rpc', status: 'pending', why: delivered.why, effectKey, ...urlOf(effectKey, asking) }
-  );
+  const { outcome, rejected, answer } = delivered;
+  return { route: 'rpc', status: rejected ? 'rejected' : 'done', outcome, reply: answer };
 }
 
 async function eventReply(

@@ -48,6 +48,7 @@ end
 $$;
 
 -- Ends a call that is owed: its row goes and its answer stays, in one statement. Whoever waits elsewhere finds it here.
+-- Without an outcome only the row goes: what came as an event is answered by one.
 create function turnout.settle_call(effect_key text, outcome text, answer json)
 returns void
 language sql volatile security definer set search_path = pg_catalog, turnout, pg_temp
@@ -57,7 +58,7 @@ as $$
   )
   update turnout.reply r
     set outcome = settle_call.outcome, answer = settle_call.answer, settled_at = coalesce(r.settled_at, clock_timestamp())
-    where r.effect_key = settle_call.effect_key and r.outcome is null
+    where r.effect_key = settle_call.effect_key and r.outcome is null and settle_call.outcome is not null
 $$;
 
 -- What is known of an effect, for a status URL. No row: unknown here.

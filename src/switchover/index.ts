@@ -65,7 +65,7 @@ export type { Endpoint, EndpointOptions, GateAnswer, GateRequest, HandlerAnswer 
 export { replyConsumer } from './replies/reply-consumer.ts';
 export { acceptedAnswer, answerReplyStatus, statusOf } from './replies/reply-status.ts';
 export type { PendingReply, PlainAnswer, ReplyStatus, ReplyStatusOptions } from './replies/reply-status.ts';
-export { awaitReplies, readReplies } from './replies/reply-store.ts';
+export { awaitReplies, readReplies, saysNothing } from './replies/reply-store.ts';
 export type { KeptReply, KnownReply } from './replies/reply-store.ts';
 export { replyTo } from './replies/reply-to.ts';
 export { replyWaiter } from './replies/reply-waiter.ts';

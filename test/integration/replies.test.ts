@@ -269,6 +269,24 @@ describe('on route rpc', () => {
     expect(await w.email.effects()).toEqual([1]);
   });
 
+  test('a call that is told “duplicate” and no more waits for the reply of the event that had the effect', async () => {
+    const w = await world({ running: false });
+    await toEvent(w);
+    const id = randomUUID();
+    const first = await place(w, 'order-1', id);
+    await w.start('ordersRelay', 'mailer');
+    await waitFor(async () => (await w.email.effects()).length === 1, { what: 'the effect' });
+    // Posted again after a step back, while the reply is still on its way.
+    await setStage(w.orders.database, 'orders', w.confirmation.name, 'rpc', { reason: 'back' });
+    const second = await place(w, 'order-1', id);
+    const waiting = second.reply(w.confirmation, { timeoutMs: 20_000 });
+    await waitFor(async () => (await w.orders.owed()).length === 0, { what: 'the call to be answered' });
+    expect(await w.turnout.replyStatus(first.stamps[0]!.effectKey)).toEqual({ status: 'pending' });
+    await w.start('emailRelay', 'replies');
+    expect(await waiting).toEqual({ route: 'event', status: 'done', reply: { orderId: 'order-1', mail: 1 } });
+    expect(await w.email.effects()).toEqual([1]);
+  });
+
   test('a refusal is told as one; a call that nobody kept the answer of is over, and no more is said', async () => {
     const w = await world({ running: false });
     w.email.behaviour.handler = (_request, response) => void response.status(422).json({ no: true });

@@ -68,13 +68,25 @@ export async function recordReply(
   return rows[0]!.kept;
 }
 
+/**
+ * Whether a call was told no more than that its effect has happened: it came as an event, and nobody had answered a call. If
+ * there is a reply, it is an event.
+ */
+export function saysNothing(outcome: AnsweredOutcome, { status, body }: RpcAnswer): boolean {
+  if (outcome !== 'duplicate' || status !== 200) return false;
+  return body === null || body === undefined || JSON.stringify(body) === '{}';
+}
+
 /** Ends a call that was owed, and keeps its answer. */
 export async function settleCall(
   database: Queryable,
   effectKey: string,
   { outcome, answer }: { readonly outcome: AnsweredOutcome; readonly answer: RpcAnswer },
 ): Promise<void> {
-  await database.query('select turnout.settle_call($1, $2, $3::text::json)', [effectKey, outcome, keptText(answer)]);
+  await database.query('select turnout.settle_call($1, $2, $3::text::json)', [
+    effectKey,
+    ...(saysNothing(outcome, answer) ? [null, null] : [outcome, keptText(answer)]),
+  ]);
 }
 
 function keptText({ status, body }: RpcAnswer): string | null {
