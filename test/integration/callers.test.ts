@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { consumerEvidence, createEndpoint } from 'turnout';
 import { pgDatabase } from 'turnout/pg';
@@ -175,5 +176,30 @@ describe('consumerEvidence', () => {
     } finally {
       client.release(true);
     }
+  });
+
+  test('an inbox that was indexed before its migration is not indexed again, and new partitions are indexed', async () => {
+    const own = (await database({ template: migrated('consumer') })).pool({ max: 1 });
+    const indexes = async () =>
+      (
+        await own.query<{ partition: string; brin: number }>(
+          `select c.relname as partition, count(*) filter (where m.amname = 'brin')::int as brin
+             from pg_inherits i join pg_class c on c.oid = i.inhrelid
+             join pg_index x on x.indrelid = c.oid join pg_class n on n.oid = x.indexrelid join pg_am m on m.oid = n.relam
+            where i.inhparent = 'turnout.inbox'::regclass group by c.relname order by c.relname`,
+        )
+      ).rows;
+    const before = await indexes();
+    await own.query('drop index turnout.inbox_finished');
+    for (const { partition } of before) {
+      const options = '(pages_per_range = 16, autosummarize = on)';
+      await own.query(`create index concurrently on turnout.${partition} using brin (finished_at) with ${options}`);
+    }
+    const file = readFileSync(new URL('../../migrations/consumer/000003_callers.sql', import.meta.url), 'utf8');
+    await own.query(/create index inbox_finished [^;]*;/.exec(file)![0]);
+    await own.query(`select turnout.make_inbox_partition(clock_timestamp() + interval '60 days')`);
+    const after = await indexes();
+    expect(after).toHaveLength(before.length + 1);
+    expect(after.map(({ brin }) => brin)).toEqual(after.map(() => 1));
   });
 });
