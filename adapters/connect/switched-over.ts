@@ -14,7 +14,7 @@ import { describeError, kindOfError, rebuildError } from './kept-error.ts';
  * are refused (UNIMPLEMENTED).
  *
  * Its place is the innermost: interceptors that it surrounds are part of the effect. The codes that refuse for good are in
- * docs/rpc-endpoints.md, {@link definitiveCodes} names others.
+ * docs/endpoints.md, {@link definitiveCodes} names others.
  *
  * @example
  * router.service(Mailer, { sendConfirmation }, { interceptors: [switchedOver(endpoint)] });

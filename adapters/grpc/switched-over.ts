@@ -15,7 +15,7 @@ type AnyCall = ServerUnaryCall<unknown, unknown>;
  * `turnout-outcome` in its trailers. Calls without Turnout's metadata go through untouched.
  *
  * `method` is the method's definition (of `proto.mail.Mailer.service`, or of generated code): it tells one message from
- * another, and gives a kept answer again. The codes that refuse for good are in docs/rpc-endpoints.md, {@link definitiveCodes}
+ * another, and gives a kept answer again. The codes that refuse for good are in docs/endpoints.md, {@link definitiveCodes}
  * names others. Throws TURNOUT_DEFINITION_INVALID for a method that streams.
  *
  * @example

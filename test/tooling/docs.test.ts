@@ -10,7 +10,7 @@ import { blocksOf, linksOf, programsOf } from './markdown.ts';
 const root = fileURLToPath(new URL('../..', import.meta.url));
 // Inside the repository, so that packages are found as they are for our own code.
 const folder = join(root, '.cache', `docs-${process.pid}`);
-const pages = ['README.md', 'examples/orders/README.md', ...markdownIn('docs'), 'bench/README.md'].filter((page) =>
+const pages = ['README.md', 'examples/orders/README.md', 'examples/grpc/README.md', 'examples/nest/README.md', ...markdownIn('docs'), 'bench/README.md'].filter((page) =>
   existsSync(join(root, page)),
 );
 
@@ -40,7 +40,8 @@ describe('code in README and docs', () => {
       join(folder, 'tsconfig.json'),
       JSON.stringify({
         extends: '../../tsconfig.json',
-        compilerOptions: { noEmit: true, rootDir: '../..' },
+        // For Nest’s decorators.
+        compilerOptions: { noEmit: true, rootDir: '../..', experimentalDecorators: true },
         include: ['.'],
       }),
     );
