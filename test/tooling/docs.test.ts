@@ -10,9 +10,14 @@ import { blocksOf, linksOf, programsOf } from './markdown.ts';
 const root = fileURLToPath(new URL('../..', import.meta.url));
 // Inside the repository, so that packages are found as they are for our own code.
 const folder = join(root, '.cache', `docs-${process.pid}`);
-const pages = ['README.md', 'examples/orders/README.md', 'examples/grpc/README.md', 'examples/nest/README.md', ...markdownIn('docs'), 'bench/README.md'].filter((page) =>
-  existsSync(join(root, page)),
-);
+const pages = [
+  'README.md',
+  'examples/orders/README.md',
+  'examples/grpc/README.md',
+  'examples/nest/README.md',
+  ...markdownIn('docs'),
+  'bench/README.md',
+].filter((page) => existsSync(join(root, page)));
 
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
