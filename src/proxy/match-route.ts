@@ -44,7 +44,9 @@ function segmentsOf(path: string): string[] {
 
 /** The id of the event that a caller's key stands for: the same for the same key, as a UUID of version 8. */
 export function eventIdOf(proxy: string, route: string, scope: string, key: string): string {
-  const hash = createHash('sha256').update([proxy, route, scope, key].join('\0')).digest();
+  const hash = createHash('sha256')
+    .update(JSON.stringify([proxy, route, scope, key]))
+    .digest();
   hash[6] = (hash[6]! & 0x0f) | 0x80;
   hash[8] = (hash[8]! & 0x3f) | 0x80;
   const hex = hash.toString('hex');
