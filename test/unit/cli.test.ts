@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { guaranteeOf } from '../../src/cli/guarantee.ts';
 import { describeError, errorText, table, toJson } from '../../src/cli/output.ts';
+import { nearest } from '../../src/cli/nearest.ts';
 import { need, validateConfig } from '../../src/cli/validate-config.ts';
 import { isTurnoutError, TurnoutError } from '../../src/errors/index.ts';
 
@@ -119,5 +120,50 @@ describe('output', () => {
 
   it('writes bigints as text', () => {
     expect(toJson({ seq: 12n })).toBe('{"seq":"12"}');
+  });
+});
+
+describe('a mistyped name', () => {
+  it.each([
+    ['evnet', 'event'],
+    ['Ramp', 'ramp'],
+    ['shaddow', 'shadow'],
+    ['sideways', undefined],
+    ['x', undefined],
+  ])('%s is taken for %s', (given, meant) => {
+    expect(nearest(given, ['rpc', 'shadow', 'ramp', 'event', 'done'])).toBe(meant);
+  });
+});
+
+describe('several reasons against a stage change', () => {
+  it('are told one after the other, each with its remedy and what was found', () => {
+    const error = new TurnoutError('TURNOUT_REASON_MISSING', 'Two things.', {
+      details: {
+        problems: [
+          { code: 'TURNOUT_REASON_MISSING', message: 'A stage change needs a reason.', details: {} },
+          {
+            code: 'TURNOUT_CHECKS_NOT_READY',
+            message: 'The newest check says not-ready.',
+            details: {
+              findings: [
+                { check: 'since', verdict: 'ready', why: 'there', remedy: '' },
+                { check: 'lag', verdict: 'not-ready', why: '500 behind.', remedy: 'Wait.' },
+              ],
+            },
+          },
+        ],
+      },
+    });
+    expect(errorText(error).split('\n')).toEqual([
+      'turnout: There are 2 reasons against it.',
+      'A stage change needs a reason.',
+      '  Say why, with --reason; the history keeps it.',
+      '  [TURNOUT_REASON_MISSING]',
+      'The newest check says not-ready.',
+      '  - lag: not-ready: 500 behind. Wait.',
+      expect.stringContaining('--force'),
+      '  [TURNOUT_CHECKS_NOT_READY]',
+      '',
+    ]);
   });
 });
