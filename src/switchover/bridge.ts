@@ -122,11 +122,6 @@ export function defineBridge<Tx>(database: Database<Tx>, options: BridgeOptions)
   return Object.freeze({ ...consumer, bridge: Object.freeze({ order, rateLimit, timeoutMs }) });
 }
 
-/** Whether a consumer of a configuration is a bridge. */
-export function isBridge<Tx>(consumer: ConsumerDefinition<Tx>): consumer is BridgeDefinition<Tx> {
-  return 'bridge' in consumer;
-}
-
 interface Caller {
   readonly name: string;
   readonly timeoutMs: number;

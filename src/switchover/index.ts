@@ -2,7 +2,7 @@ export { afterAnswer } from './after-answer.ts';
 export type { Answered, Callee, Next } from './after-answer.ts';
 export { createCapture } from './capture.ts';
 export type { CapturedAnswer, CapturedRequest, CaptureOptions, CapturingTurnout } from './capture.ts';
-export { defineBridge, isBridge } from './bridge.ts';
+export { defineBridge } from './bridge.ts';
 export type { BridgeDefinition, BridgeOptions } from './bridge.ts';
 export type { EndpointKind } from './bridged-answer.ts';
 export type { Rate } from './rate-limit.ts';
