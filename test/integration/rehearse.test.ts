@@ -1,6 +1,8 @@
 import type { Pool, PoolClient } from 'pg';
-import { beforeEach, describe, expect, test } from 'vitest';
+import { DataSource } from 'typeorm';
+import { beforeEach, describe, expect, onTestFinished, test } from 'vitest';
 import { joinPool, pgDatabase } from '../../adapters/pg/index.ts';
+import { bindDataSource, typeOrmDatabase } from '../../adapters/typeorm/index.ts';
 import type { Database } from '../../src/database/index.ts';
 import { sleep } from '../../src/lifecycle/index.ts';
 import { waitFor } from '../support/index.ts';
@@ -222,4 +224,35 @@ describe('a rehearsal', () => {
       code: 'TURNOUT_TRANSACTION_REQUIRED',
     });
   });
+});
+
+test('a rehearsal of TypeORM leaves nothing either, whatever its manager is asked', async () => {
+  const created = await database();
+  const dataSource = await new DataSource({ type: 'postgres', url: created.url, poolSize: 3 }).initialize();
+  onTestFinished(() => dataSource.destroy());
+  await dataSource.query('create table note (text text)');
+  const orm = typeOrmDatabase(bindDataSource(dataSource));
+  const insert = (to: { query(sql: string, values: unknown[]): Promise<unknown> }, text: string) =>
+    to.query('insert into note (text) values ($1)', [text]);
+  const refusals: unknown[] = [];
+  await orm.transaction(async (manager) => {
+    await insert(manager, 'before');
+    const rehearsed = await orm.rehearse(
+      async (inner) => {
+        await insert(inner, 'inside');
+        await insert(dataSource, 'joined');
+        await inner.transaction((nested) => insert(nested, 'nested'));
+        for (const sql of ['commit', 'rollback'])
+          await inner.query(sql).catch((error: { driverError?: { code: unknown }; code?: unknown }) => {
+            refusals.push(error.driverError?.code ?? error.code);
+          });
+        return (await inner.query('select text from note')).length as number;
+      },
+      { timeoutMs: 10_000 },
+    );
+    expect(rehearsed).toEqual({ kind: 'done', result: 4 });
+    await insert(manager, 'after');
+  });
+  expect(refusals).toEqual(['TURNOUT_JOIN_REFUSED', 'TURNOUT_JOIN_REFUSED']);
+  expect(await dataSource.query('select text from note')).toEqual([{ text: 'before' }, { text: 'after' }]);
 });
