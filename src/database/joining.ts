@@ -236,7 +236,10 @@ function standIn<Client extends ClientLike>(
     const send = client.query.bind(client) as (...sent: unknown[]) => Promise<unknown>;
     if (isSubmittable(first)) {
       if (rehearsalOf(scope()) !== undefined) {
-        const why = refused('A cursor or query stream can’t be part of a rehearsal: nobody could take the connection back.', { rehearsal: true });
+        const why = refused(
+          'A cursor or query stream can’t be part of a rehearsal: nobody could take the connection back.',
+          { rehearsal: true },
+        );
         process.nextTick(() => first.handleError(why, (client as { connection?: unknown }).connection));
         return first;
       }

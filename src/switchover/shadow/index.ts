@@ -5,5 +5,5 @@ export { shadowReport } from './report.ts';
 export type { ShadowGroup, ShadowReport, ShadowReportOptions } from './report.ts';
 export { endpointShadow } from './shadowed-call.ts';
 export type { ShadowedCall } from './shadowed-call.ts';
-export { unwatchTable, waiveMismatch, watchedTables, watchTable } from './watch.ts';
+export { unwatchTable, waiveMismatch, watchTable } from './watch.ts';
 export type { WatchedTable } from './writes.ts';
