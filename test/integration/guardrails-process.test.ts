@@ -62,7 +62,7 @@ test('turnout run steps back by itself when what turnout consume handles is park
     });
     await waitFor(() => received.length > 0, { what: 'the webhook' });
   } finally {
-    for (const each of processes) each.kill('SIGTERM');
+    for (const each of processes) void each.kill('SIGTERM');
     await Promise.all(processes.map((each) => each.exited));
   }
   expect(received).toMatchObject([
