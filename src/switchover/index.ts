@@ -46,7 +46,7 @@ export { webhook } from './alerts.ts';
 export type { Alert, OnAlert, WebhookOptions } from './alerts.ts';
 export { checkSwitchover } from './check-switchover.ts';
 export type { CheckOptions, SwitchoverCheck } from './check-switchover.ts';
-export { defaultCheckRules, duration, judge } from './checks.ts';
+export { duration, judge } from './checks.ts';
 export type { CheckFacts, CheckRules, CheckVerdict, Finding, Judgement } from './checks.ts';
 export { consumerEvidence } from './evidence.ts';
 export type { ConsumerEvidence, EndpointSeen, EvidenceQuestion, HeldEvidence, UnknownCaller } from './evidence.ts';

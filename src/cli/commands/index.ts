@@ -1,4 +1,4 @@
-export { addCheckCommands, checkConfigured, checkText, showCheck } from './check.ts';
+export { addCheckCommands, showCheck } from './check.ts';
 export { addBridgeCommands } from './bridge.ts';
 export { addCleanupCommands, showCleanup } from './cleanup.ts';
 export { addConsumeCommands } from './consume.ts';
@@ -6,7 +6,7 @@ export { addMigrateCommands } from './migrate.ts';
 export { addProxyCommands } from './proxy.ts';
 export { addRelayCommands } from './relay.ts';
 export { addRunCommands } from './run.ts';
-export { addStatusCommands, relayText, showStatus } from './status.ts';
+export { addStatusCommands, showStatus } from './status.ts';
 export { addShadowCommands, failOnMismatch, showShadow } from './shadow.ts';
 export { addSwitchCommands, switchStage } from './switch.ts';
 export { addTopicsCommands } from './topics.ts';
