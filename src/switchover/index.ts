@@ -54,7 +54,7 @@ export { explainEvent, explanationText } from './explain.ts';
 export type { AtConsumer, ExplainedEvent, ExplainedRoute, Explanation } from './explain.ts';
 export { askForEvidence, switchoverState, switchoverStates, unreadMs } from './facts.ts';
 export type { ConsumerView, SwitchoverState } from './facts.ts';
-export { breached, defaultGuardrailRules } from './guardrails.ts';
+export { breached } from './guardrails.ts';
 export type { Breach, GuardrailFacts, GuardrailRules, GuardrailVerdict } from './guardrails.ts';
 export { guardrails } from './watch-switchovers.ts';
 export type { GuardrailOptions, Guardrails } from './watch-switchovers.ts';
