@@ -15,6 +15,8 @@ const pages = [
   'examples/orders/README.md',
   'examples/grpc/README.md',
   'examples/nest/README.md',
+  'examples/ruby/README.md',
+  'examples/wrap-legacy-api/README.md',
   ...markdownIn('docs'),
   'bench/README.md',
 ].filter((page) => existsSync(join(root, page)));
@@ -71,7 +73,7 @@ describe('code in README and docs', () => {
 describe('commands in README and docs', () => {
   const scripts = (JSON.parse(textOf('package.json')) as { scripts: Record<string, string> }).scripts;
   const commands =
-    /^\s*turnout (migrate|topics apply|run|consume \S+|switch (status|(history|check|explain|cleanup) \S+|\S+ (rpc|shadow|ramp|event|done|register))|shadow (report|waive|watch|unwatch) \S+|status|relay rebase)( |$)/;
+    /^\s*(?:npx )?turnout (migrate|topics apply|run|(?:consume|bridge|proxy) \S+|switch (status|(history|check|explain|cleanup) \S+|\S+ (rpc|shadow|ramp|event|done|register))|shadow (report|waive|watch|unwatch) \S+|status|relay rebase)( |$)/;
 
   it.each(pages)('of %s exist', (page) => {
     for (const { lines, at } of [...blocksOf(textOf(page), 'sh'), ...blocksOf(textOf(page), 'bash')]) {
@@ -79,7 +81,7 @@ describe('commands in README and docs', () => {
         const where = `${page}:${at + index}: ${line}`;
         for (const [, script] of line.matchAll(/npm run ([\w:-]+)/g))
           expect(scripts, where).toHaveProperty([script ?? '']);
-        if (/^\s*turnout /.test(line)) expect(line, where).toMatch(commands);
+        if (/^\s*(?:npx )?turnout /.test(line)) expect(line, where).toMatch(commands);
       }
     }
   });
