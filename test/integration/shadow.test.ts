@@ -241,6 +241,44 @@ describe('a wrong template', () => {
     const all = await shadowReport(s.database, 'email', { since: new Date(0) });
     expect(all).toMatchObject({ sinceWhy: 'asked', decisions: { compared: 2, mismatched: 1 } });
   });
+
+  test.each(['a minute before', 'the same minute'])(
+    'of an earlier release that was first seen %s is not counted, though both ran in the minute of the deploy',
+    async (when) => {
+      const s = await shadowed(wrong, { variant: () => 'gift' });
+      const seen = (release: string, counts: string, mismatches = '') =>
+        s.pool.query('select turnout.record_shadow($1, $2, $3)', [
+          'email',
+          release,
+          `{"counts": [{"eventType": "a", "variant": "gift", "failed": 0, "skipped": 0, ${counts}}], "mismatches": [${mismatches}]}`,
+        ]);
+      const mismatch =
+        '{"fingerprint": "f", "kind": "writes", "eventType": "a", "paths": ["p"], "count": 1, "effectKey": "k", "expected": {}, "actual": {}}';
+      if (when === 'a minute before') {
+        await seen('one', '"matched": 1, "mismatched": 0');
+        await s.pool.query(`update turnout.shadow_count set minute = minute - interval '1 minute'`);
+      }
+      await seen('one', '"matched": 0, "mismatched": 1', mismatch);
+      await seen('two', '"matched": 1, "mismatched": 0');
+      // All of it in one minute, whenever this test runs.
+      await s.pool.query(
+        `update turnout.shadow_count set minute = (select max(minute) from turnout.shadow_count) where mismatched > 0 or release = 'two';
+         update turnout.shadow_mismatch set minute = (select max(minute) from turnout.shadow_count)`,
+      );
+      expect((await s.pool.query('select from turnout.shadow_mismatch')).rowCount).toBe(1);
+      expect(await shadowReport(s.database, 'email')).toMatchObject({
+        decisions: { compared: 1, matched: 1, mismatched: 0 },
+        variants: [{ variant: 'gift', compared: 1 }],
+        groups: [],
+      });
+      // Seen again after that minute, the old one counts: somebody went back to it, or it was never gone.
+      await s.pool.query(
+        `insert into turnout.shadow_count (consumer, event_type, variant, release, minute, mismatched)
+         select 'email', 'a', '', 'one', max(minute) + interval '1 minute', 1 from turnout.shadow_count`,
+      );
+      expect((await shadowReport(s.database, 'email')).decisions.mismatched).toBeGreaterThan(0);
+    },
+  );
 });
 
 describe('an error', () => {

@@ -64,7 +64,7 @@ export interface ShadowReportOptions {
 
 /**
  * Reads what stage shadow has found, with the rights of `turnout_reader`; a replica that lags behind will do. Comparisons are
- * counted by the minute, so those of the minute in which `since` lies count.
+ * counted by the minute, so those of the minute in which `since` lies count; of the minute of a deploy, only the new release's.
  *
  * @example
  * const { decisions, groups } = await shadowReport(pgDatabase(pool), 'email');
@@ -105,16 +105,18 @@ with starts as (
   select (select min(a.occurred_at) from turnout.shadow_arrival a
            where a.consumer = $1
              and (a.source, a.epoch) in (select b.source, max(b.epoch) from turnout.shadow_arrival b where b.consumer = $1 group by b.source)) as stage,
-         (select min(c.minute) from turnout.shadow_count c
-           where c.consumer = $1
-             and c.release = (select d.release from turnout.shadow_count d where d.consumer = $1 and d.release <> ''
-                               group by d.release order by min(d.minute) desc, d.release limit 1)) as release
+         n.release as newest, n.minute as release
+    from (select) as one
+    -- Two that were first seen in one minute: the one that was seen last, then the later name.
+    left join lateral (select d.release, min(d.minute) as minute from turnout.shadow_count d where d.consumer = $1 and d.release <> ''
+                        group by d.release order by min(d.minute) desc, max(d.minute) desc, d.release desc limit 1) n on true
 ), window_of as materialized (
   select coalesce($2::timestamptz, greatest(stage, release)) as since,
          coalesce($2::timestamptz, greatest(stage, release), '-infinity') as start,
          case when $2::timestamptz is not null then 'asked'
               when release is not null and release >= coalesce(stage, release) then 'release'
-              when stage is not null then 'stage' else 'kept' end as why
+              when stage is not null then 'stage' else 'kept' end as why,
+         case when $2::timestamptz is null then newest end as newest, release as newest_minute
     from starts
 ), called as (
   select c.effect_key, c.called_at
@@ -139,11 +141,14 @@ with starts as (
          coalesce(sum(n.failed), 0)::bigint as failed, coalesce(sum(n.skipped), 0)::bigint as skipped
     from turnout.shadow_count n, window_of w
    where n.consumer = $1 and n.minute > w.start - interval '1 minute'
+     -- In the minute of a deploy both have run: what the old release did then says nothing about the new one.
+     and (w.newest is null or n.release = w.newest or n.minute <> w.newest_minute)
 ), mismatch as (
   select m.fingerprint, min(m.kind) as kind, min(m.event_type) as event_type, (array_agg(m.paths order by m.minute desc))[1] as paths,
          sum(m.count)::bigint as count, min(m.first_at) as first_at, max(m.last_at) as last_at
     from turnout.shadow_mismatch m, window_of w
    where m.consumer = $1 and m.minute > w.start - interval '1 minute'
+     and (w.newest is null or m.release = w.newest or m.minute <> w.newest_minute)
    group by m.fingerprint
 ), forgiven as (
   select coalesce(sum(m.count), 0)::bigint as count from mismatch m join waived using (fingerprint)
@@ -175,7 +180,8 @@ select json_build_object(
       from (select coalesce(n.variant, e.variant) as variant, coalesce(n.compared, 0) as compared, e.variant is not null as expected
               from (select n.variant, sum(n.matched + n.mismatched)::bigint as compared
                       from turnout.shadow_count n, window_of w
-                     where n.consumer = $1 and n.minute > w.start - interval '1 minute' and n.variant <> '' group by n.variant) n
+                     where n.consumer = $1 and n.minute > w.start - interval '1 minute' and n.variant <> ''
+                       and (w.newest is null or n.release = w.newest or n.minute <> w.newest_minute) group by n.variant) n
               full join (select x.variant from turnout.shadow_variant x where x.consumer = $1) e on e.variant = n.variant) v),
   'groups', (
     select coalesce(json_agg(json_strip_nulls(json_build_object('fingerprint', m.fingerprint, 'kind', m.kind, 'eventType', m.event_type,
