@@ -261,7 +261,7 @@ function repliesOf(byName: ReadonlyMap<string, SwitchoverDefinition>, { switchov
 /** The calls of one published event, from its transaction to their answers. */
 interface Own {
   readonly effectKeys: readonly string[];
-  /** Makes the calls; resolves when they are over. Called again, does nothing more. */
+  /** Makes the calls; resolves when they are over and written down. Called again, does nothing more. */
   start(): Promise<void>;
   /** Makes none of them, and says why to those who ask. */
   leave(why: string): void;
@@ -298,7 +298,15 @@ function ownCalls(
     start() {
       started ??= Promise.all(
         calls.map(async ({ stamp, switchover, answer }) => {
-          answer.resolve(await queue.add({ switchover, event, turn: stamp.turn, shadow: stamp.shadow, attempt: 1 }));
+          const { answered, over } = queue.add({
+            switchover,
+            event,
+            turn: stamp.turn,
+            shadow: stamp.shadow,
+            attempt: 1,
+          });
+          answer.resolve(await answered);
+          await over;
         }),
       ).then(() => undefined);
       return started;

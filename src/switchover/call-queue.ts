@@ -7,11 +7,19 @@ import type { CallRetryPolicy, Delivered, OwedCall } from './deliver-call.ts';
 export interface CallQueue {
   /**
    * Makes a call as soon as a place is free and, if it has a turn, the calls of its key that were added before are over.
-   * Resolves with how it ended; never rejects. What can't start within its time-out is left to the sweeper.
+   * What can't start within its time-out is left to the sweeper.
    */
-  add(owed: OwedCall): Promise<Delivered>;
+  add(owed: OwedCall): Added;
   /** Resolves when the calls in flight are over; those that wait are left to the sweeper, and so is what is added later. */
   close(): Promise<void>;
+}
+
+/** Neither rejects. */
+export interface Added {
+  /** How the call ended. */
+  readonly answered: Promise<Delivered>;
+  /** Resolves when that is written down too, a moment later. */
+  readonly over: Promise<void>;
 }
 
 export interface CallQueueOptions {
@@ -28,7 +36,8 @@ interface Waiting {
   readonly owed: OwedCall;
   readonly lane: string | undefined;
   readonly since: number;
-  readonly resolve: (delivered: Delivered) => void;
+  readonly answered: (delivered: Delivered) => void;
+  readonly over: () => void;
 }
 
 export function callQueue({ database, logger, retry, concurrency, maxWaiting }: CallQueueOptions): CallQueue {
@@ -46,42 +55,56 @@ export function callQueue({ database, logger, retry, concurrency, maxWaiting }: 
       }
       waiting.splice(index, 1);
       if (performance.now() - next.since > next.owed.switchover.timeoutMs)
-        next.resolve(leftToSweeper('it waited too long for its turn'));
+        leave(next, 'it waited too long for its turn');
       else start(next);
     }
   }
 
-  function start({ owed, lane, resolve }: Waiting): void {
+  function start({ owed, lane, answered, over }: Waiting): void {
     if (lane !== undefined) busyLanes.add(lane);
-    const call = deliverCall(owed, { database, logger, retry, patienceMs: owed.switchover.timeoutMs }).then(
-      (delivered) => {
-        if (lane !== undefined) busyLanes.delete(lane);
-        inFlight.delete(call);
-        resolve(delivered);
-        startMore();
-      },
-    );
+    const patienceMs = owed.switchover.timeoutMs;
+    const call = deliverCall(owed, { database, logger, retry, patienceMs, answered }).then((delivered) => {
+      // The next call of its key comes only now: an endpoint behind a bridge goes by the rows.
+      if (lane !== undefined) busyLanes.delete(lane);
+      inFlight.delete(call);
+      answered(delivered);
+      over();
+      startMore();
+    });
     inFlight.add(call);
   }
 
   return {
     add(owed) {
-      if (closed) return Promise.resolve(leftToSweeper('this process is closing'));
-      if (waiting.length >= maxWaiting) return Promise.resolve(leftToSweeper('too many calls wait in this process'));
+      const answered = deferred<Delivered>();
+      const over = deferred<void>();
       const lane = owed.turn === undefined ? undefined : `${owed.switchover.name}\0${owed.event.key}`;
-      return new Promise((resolve) => {
-        waiting.push({ owed, lane, since: performance.now(), resolve });
+      const next = { owed, lane, since: performance.now(), answered: answered.resolve, over: over.resolve };
+      if (closed) leave(next, 'this process is closing');
+      else if (waiting.length >= maxWaiting) leave(next, 'too many calls wait in this process');
+      else {
+        waiting.push(next);
         startMore();
-      });
+      }
+      return { answered: answered.promise, over: over.promise };
     },
     async close() {
       closed = true;
-      for (const { resolve } of waiting.splice(0)) resolve(leftToSweeper('this process is closing'));
+      for (const next of waiting.splice(0)) leave(next, 'this process is closing');
       await Promise.all(inFlight);
     },
   };
 }
 
-function leftToSweeper(why: string): Delivered {
-  return { kind: 'pending', why: `left to the sweeper: ${why}` };
+function leave({ answered, over }: Waiting, why: string): void {
+  answered({ kind: 'pending', why: `left to the sweeper: ${why}` });
+  over();
+}
+
+function deferred<Value>(): { readonly promise: Promise<Value>; readonly resolve: (value: Value) => void } {
+  let resolve!: (value: Value) => void;
+  const promise = new Promise<Value>((yes) => {
+    resolve = yes;
+  });
+  return { promise, resolve };
 }

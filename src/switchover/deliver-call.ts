@@ -43,6 +43,8 @@ export interface DeliveryOptions {
   readonly patienceMs: number;
   readonly retry: CallRetryPolicy;
   readonly random?: () => number;
+  /** Told the outcome, mostly before it is written down: who waits for it need not wait for that. */
+  readonly answered?: (delivered: Delivered) => void;
 }
 
 /** When a call without an outcome is made again. It is never given up, whatever `attempts` says. */
@@ -81,6 +83,9 @@ export async function deliverCall(owed: OwedCall, options: DeliveryOptions): Pro
     needsSomeone: false,
     soon: false,
   }));
+  // A crash from here on leaves the row, and the sweeper is told that it was a repeat. Where replies can be asked for, one that
+  // was given is there for everybody.
+  if (result.kind === 'done' && owed.switchover.reply === undefined) options.answered?.(result);
   try {
     if (result.kind === 'done') await forget(owed, result, database);
     else await postpone(owed, result, options);
@@ -90,7 +95,10 @@ export async function deliverCall(owed: OwedCall, options: DeliveryOptions): Pro
   return result.kind === 'done' ? result : { kind: 'pending', why: result.why };
 }
 
-/** The call is owed no more. Where replies are waited for, its answer is kept in the same statement. */
+/**
+ * The call is owed no more. Where replies are waited for, its answer is kept in the same statement. Nothing waits for the disk:
+ * if the server crashes in the next half second, the row is back, and its call is a repeat.
+ */
 async function forget(
   { switchover, event }: OwedCall,
   done: { readonly outcome: AnsweredOutcome; readonly answer: RpcAnswer },
@@ -98,7 +106,10 @@ async function forget(
 ): Promise<void> {
   const effectKey = effectKeyOf(switchover.consumer, event.id);
   if (switchover.reply === undefined)
-    await database.query('delete from turnout.rpc_delivery where effect_key = $1', [effectKey]);
+    await database.query(
+      `delete from turnout.rpc_delivery where effect_key = $1 returning set_config('synchronous_commit', 'off', true)`,
+      [effectKey],
+    );
   else await settleCall(database, effectKey, done);
 }
 

@@ -45,7 +45,7 @@ async function world() {
         (typeof outcome === 'object' && outcome.status === 'pending' && outcome.why.startsWith('nothing is owed')),
     );
     expect(called).toEqual(['kept']);
-    expect(await from.owed()).toEqual([]);
+    await waitFor(async () => (await from.owed()).length === 0);
     const { rows } = await from.pool.query('select aggregateid from turnout.outbox');
     expect(rows).toEqual([{ aggregateid: 'kept' }]);
   }

@@ -85,6 +85,27 @@ describe('the rpc route', () => {
     await nothingOwed(w);
   });
 
+  test('a reply waits for the consumer, not for the row of the call; deliver() and close() wait for both', async () => {
+    const w = await world();
+    const [client, holder] = [await w.from.pool.connect(), await w.from.pool.connect()];
+    await client.query('begin');
+    const published = await w.turnout.publish(client, OrderPlaced, { orderId: 'order-1', step: 1 });
+    await client.query('commit');
+    client.release();
+    await holder.query('begin');
+    await holder.query('select from turnout.rpc_delivery for update');
+    const over: string[] = [];
+    const delivering = w.turnout.deliver(published).then(() => over.push('deliver'));
+    expect(await published.reply(w.email)).toMatchObject({ status: 'done', outcome: 'applied' });
+    const closing = w.turnout.close().then(() => over.push('close'));
+    expect(await w.from.owed()).toHaveLength(1);
+    expect(over).toEqual([]);
+    await holder.query('commit');
+    holder.release();
+    await Promise.all([delivering, closing]);
+    expect(await w.from.owed()).toEqual([]);
+  });
+
   test('calls though nobody asks for the reply', async () => {
     const w = await world();
     await place(w, 'order-1');
@@ -593,7 +614,7 @@ describe('a switchover that gets another event type', () => {
     expect(published.stamps).toEqual([]);
     expect(await (await older(OrderPlaced)).reply(before)).toMatchObject({ status: 'done' });
     expect(called).toEqual([OrderPlaced.name]);
-    expect(await from.owed()).toEqual([]);
+    await waitFor(async () => (await from.owed()).length === 0, { what: 'no call to be owed' });
     // It is seen, and counted against a promotion.
     expect(await switchoverStatus(from.database, 'orders')).toMatchObject([{ undeclaredEvents: 1 }]);
     await expect(setStage(from.database, 'orders', after.name, 'event', { reason: 'x' })).rejects.toMatchObject({
