@@ -1,10 +1,17 @@
-// npm run demo [-- --json] [-- --keep] [-- --orders 2000]
+// npm run demo [-- --json] [-- --keep] [-- --orders 2000] [-- --unguarded]
 import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { PartMissingError } from '../../test/support/index.ts';
-import { audit, confirmed, countTakeovers } from './demo/audit.ts';
+import {
+  audit,
+  automaticStepBacks,
+  confirmed,
+  countTakeovers,
+  countWrongMails,
+  stagesGoneThrough,
+} from './demo/audit.ts';
 import type { Audit } from './demo/audit.ts';
 import { startLoad } from './demo/load.ts';
 import { startInOneProcess } from './demo/one-process.ts';
@@ -15,7 +22,7 @@ import { liveView, plainView } from './demo/view.ts';
 import type { View } from './demo/view.ts';
 import { watch } from './demo/watch.ts';
 import type { Watch } from './demo/watch.ts';
-import { calledServices, consumers } from './demo/world.ts';
+import { calledServices, consumers, switchoverOf } from './demo/world.ts';
 import type { World } from './demo/world.ts';
 
 const { values: options } = parseArgs({
@@ -24,6 +31,8 @@ const { values: options } = parseArgs({
     keep: { type: 'boolean', default: false },
     orders: { type: 'string', default: '2000' },
     rate: { type: 'string', default: '25' },
+    // Without guardrails nothing steps back by itself: the demo must say so, and fail.
+    unguarded: { type: 'boolean', default: false },
   },
 });
 
@@ -65,12 +74,12 @@ async function main(): Promise<number> {
 async function startWorld(): Promise<World> {
   const progress = (text: string): void => view.say(text);
   try {
-    return await startProcesses(progress, interrupt.signal);
+    return await startProcesses(progress, interrupt.signal, { guarded: !options.unguarded });
   } catch (error) {
     if (!(error instanceof PartMissingError)) throw error;
     view.say(error.message);
     view.say('So everything runs in this one process, on an in-memory broker.');
-    return startInOneProcess(progress);
+    return startInOneProcess(progress, { guarded: !options.unguarded });
   }
 }
 
@@ -87,6 +96,12 @@ interface Result {
   readonly duplicatesDropped: number;
   readonly early: number;
   readonly takeovers: number;
+  /** Each switchover's, the first one first. */
+  readonly stages: Readonly<Record<string, readonly string[]>>;
+  readonly shadow: Told['shadow'];
+  /** Mails that a customer got with the wrong sum. */
+  readonly wrongMails: number;
+  readonly guardrail: { readonly automaticStepBacks: number; readonly alerts: number };
   readonly faults: Readonly<Record<string, number>>;
   readonly requests: { readonly answered: number; readonly failed: number; readonly firstFailure: string | undefined };
   readonly skipped: readonly string[];
@@ -121,7 +136,7 @@ async function judge(
   sent: { placed: number; changed: number; cancelled: number; failed: number },
   firstFailure: string | undefined,
 ): Promise<Result> {
-  const [{ rows }, audits, topic, takeovers, redriven] = await Promise.all([
+  const [{ rows }, audits, topic, takeovers, redriven, stages, wrongMails, stepBacks] = await Promise.all([
     running.shop.query<{ orders: number; events: number }>(
       'select count(*)::int as orders, coalesce(sum(version), 0)::int as events from "order"',
     ),
@@ -129,6 +144,9 @@ async function judge(
     running.countTopic(),
     countTakeovers(running.shop),
     confirmed(running.databases.email, told.owedDuringOutage),
+    stagesGoneThrough(running.shop),
+    countWrongMails(running.databases.email),
+    automaticStepBacks(running.shop),
   ]);
   const { orders, events } = rows[0] ?? { orders: 0, events: 0 };
   const total = (field: 'lost' | 'doubled' | 'outOfOrder'): number =>
@@ -142,11 +160,23 @@ async function judge(
     takeovers,
   };
   const wrong = { lost: total('lost'), doubled: total('doubled'), outOfOrder: total('outOfOrder') };
+  const guardrail = {
+    automaticStepBacks: stepBacks.length,
+    alerts: running.alerts.filter(({ kind }) => kind === 'stepped-back').length,
+  };
+  const { mismatches, groups, promotionRefused, cleanAfterRepair } = told.shadow;
+  const foundInTime = mismatches >= 1 && groups >= 1 && promotionRefused && cleanAfterRepair && wrongMails === 0;
+  const steppedBack = guardrail.automaticStepBacks >= 1 && guardrail.alerts >= 1;
+  const went = stages[switchoverOf.email] ?? [];
+  const allStages = ['rpc', 'shadow', 'ramp 10 %', 'ramp 50 %', 'event', 'done'].every((each) => went.includes(each));
   const proven = running.skips.length > 0 || Object.values(happened).every((count) => count >= 1);
   return {
     ok:
       Object.values(wrong).every((count) => count === 0) &&
       proven &&
+      foundInTime &&
+      steppedBack &&
+      allStages &&
       orders >= Number(options.orders) &&
       sent.failed === 0 &&
       topic.distinct === events,
@@ -156,6 +186,10 @@ async function judge(
     consumers: audits,
     ...wrong,
     ...happened,
+    stages,
+    shadow: told.shadow,
+    wrongMails,
+    guardrail,
     faults: { ...told.faults, requestsLost: onWires('requestsLost'), answersLost: onWires('answersLost') },
     requests: { answered: sent.placed + sent.changed + sent.cancelled, failed: sent.failed, firstFailure },
     skipped: running.skips,
@@ -177,6 +211,9 @@ function report(running: World, result: Result): void {
       ...rows,
       '',
       `calls made again after the outage ${result.redriven}, duplicates dropped ${result.duplicatesDropped}, early ${result.early}, takeovers ${result.takeovers}`,
+      `shadow found ${result.shadow.mismatches} wrong mails (${result.shadow.groups} kind) before any was sent: ${result.wrongMails} were`,
+      `guardrails stepped back ${result.guardrail.automaticStepBacks} times by themselves, ${result.guardrail.alerts} alerts`,
+      ...Object.entries(result.stages).map(([name, stages]) => `${name}: ${stages.join(' → ')}`),
       `faults: ${Object.entries(result.faults)
         .map(([kind, count]) => `${kind} ${count}`)
         .join(', ')}`,

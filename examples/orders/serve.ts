@@ -10,6 +10,8 @@ export async function serve(name: string, app: Express, port: number, close: () 
   });
   console.log(`${name}: listening on ${(server.address() as AddressInfo).port}`);
   const stop = (): void => {
+    // A caller that keeps its connection busy would keep this process alive.
+    server.prependListener('request', (_request, response) => void (response.shouldKeepAlive = false));
     server.close(() => void close());
     server.closeIdleConnections();
   };

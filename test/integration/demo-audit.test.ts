@@ -1,10 +1,14 @@
 // The demo's judge is judged: each kind of wrong effect must show in its numbers.
+import { readFileSync } from 'node:fs';
 import type { Pool } from 'pg';
 import { describe, expect, it } from 'vitest';
-import { audit } from '../../examples/orders/demo/audit.ts';
+import { audit, automaticStepBacks, countWrongMails, stagesGoneThrough } from '../../examples/orders/demo/audit.ts';
 import type { Audit } from '../../examples/orders/demo/audit.ts';
+import { mailboxOn } from '../../examples/orders/email/mailbox.ts';
+import { eventTemplate } from '../../examples/orders/email/template.ts';
 import { consumers } from '../../examples/orders/demo/world.ts';
 import type { Consumer } from '../../examples/orders/demo/world.ts';
+import { migrated } from '../support/migrated.ts';
 import { database } from '../support/vitest.ts';
 
 const first = '00000000-0000-4000-8000-000000000001';
@@ -96,5 +100,45 @@ describe('the audit of the demo', () => {
     const world = await shopAndServices();
     await world.databases.email.query('insert into mail (order_id) values ($1), ($1)', [first]);
     expect((await audit(world)).email).toEqual({ applied: 1, lost: 1, doubled: 1, outOfOrder: 0 });
+  });
+
+  it('counts each mail that a wrong template has sent, and no other', async () => {
+    const pool = (await database()).pool();
+    await pool.query(readFileSync(new URL('../../examples/orders/email/schema.sql', import.meta.url), 'utf8'));
+    const mailbox = mailboxOn(pool);
+    const order = (quantity: number) => ({
+      orderId: first,
+      version: 1,
+      customerId: 'ann',
+      change: 1,
+      email: 'ann@example.org',
+      item: 'lamp',
+      quantity,
+      totalCents: quantity * 1_250,
+    });
+    for (const quantity of [1, 2, 5, 100]) {
+      await mailbox.confirm(order(quantity));
+      await mailbox.confirm(order(quantity), eventTemplate('2'));
+    }
+    expect(await countWrongMails(pool)).toBe(0);
+    for (const quantity of [1, 2, 5, 100]) await mailbox.confirm(order(quantity), eventTemplate('1'));
+    expect(await countWrongMails(pool)).toBe(4);
+    await pool.query(`insert into mail (order_id, recipient, subject, text) values ($1, 'ann', 'Hello', 'Hello')`, [
+      first,
+    ]);
+    expect(await countWrongMails(pool)).toBe(5);
+  });
+
+  it('tells the stages of each switchover, and which of them a guardrail set', async () => {
+    const pool = (await database({ template: migrated('producer') })).pool();
+    await pool.query(
+      `insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, automatic, detail) values
+         ('shop', 'points', 1, null, 'rpc', 0, 'created', false, null),
+         ('shop', 'points', 2, 'rpc', 'ramp', 10, 'ready', false, null),
+         ('shop', 'points', 3, 'ramp', 'rpc', 0, 'parked', true, null),
+         ('shop', 'points', 3, 'rpc', 'rpc', 0, 'backlog', false, '{"redriven": 3}')`,
+    );
+    expect(await stagesGoneThrough(pool)).toEqual({ points: ['rpc', 'ramp 10 %', 'rpc (automatic)'] });
+    expect(await automaticStepBacks(pool)).toEqual(['parked']);
   });
 });

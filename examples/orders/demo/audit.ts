@@ -136,3 +136,34 @@ export async function confirmed(email: Pool, orderIds: readonly string[]): Promi
   );
   return rows[0]?.count ?? 0;
 }
+
+/** Mails with another sum than their own subject asks for: what a wrong template would have sent. */
+export async function countWrongMails(email: Pool): Promise<number> {
+  const { rows } = await email.query<{ count: number }>(
+    `select count(*)::int as count from mail
+      where text is distinct from
+            'In all ' || to_char(substring(subject from 'order of (\\d+) ×')::integer * 12.50, 'FM999990.00') || ' €.'`,
+  );
+  return rows[0]?.count ?? 0;
+}
+
+/** The stages that each switchover went through, the first one first. */
+export async function stagesGoneThrough(shop: Pool): Promise<Record<string, string[]>> {
+  const { rows } = await shop.query<{ switchover: string; stages: string[] }>(
+    `select h.switchover,
+            array_agg(h.to_stage || case when h.to_stage = 'ramp' then ' ' || round(h.percent) || ' %' else '' end
+                                 || case when h.automatic then ' (automatic)' else '' end order by h.id) as stages
+       from turnout.switchover_history h
+      where not coalesce(h.detail ? 'redriven', false)
+      group by h.switchover order by h.switchover`,
+  );
+  return Object.fromEntries(rows.map(({ switchover, stages }) => [switchover, stages]));
+}
+
+/** Why guardrails stepped back by themselves, each time once. */
+export async function automaticStepBacks(shop: Pool): Promise<string[]> {
+  const { rows } = await shop.query<{ reason: string }>(
+    'select h.reason from turnout.switchover_history h where h.automatic order by h.id',
+  );
+  return rows.map(({ reason }) => reason);
+}

@@ -8,19 +8,27 @@ import type { Express } from 'express';
 import type { Pool } from 'pg';
 import {
   applyTopics,
+  checkSwitchover,
+  consumerEvidence,
   createRelay,
   createTurnout,
+  guardrails,
+  isTurnoutError,
   migrate,
   outboxKeeper,
   recordSince,
+  redrive,
   registerEvents,
   registerSwitchover,
   rpcSweeper,
   runConsumer,
   setStage,
+  shadowReport,
   silentLogger,
+  watchTable,
+  webhook,
 } from 'turnout';
-import type { Service } from 'turnout';
+import type { EvidenceQuestion, Finding, Service } from 'turnout';
 import { joinPool, pgDatabase } from 'turnout/pg';
 import { inMemoryBroker } from 'turnout/testing';
 import { typeOrmDatabase } from 'turnout/typeorm';
@@ -39,16 +47,20 @@ import { shopApp } from '../shop/app.ts';
 import { connect } from '../shop/database.ts';
 import { orderBook } from '../shop/orders.ts';
 import { switchoversTo } from '../shop/switchovers.ts';
+import { openAlertReceiver } from './alert-receiver.ts';
 import { openWire } from './wire.ts';
 import type { Wire } from './wire.ts';
 import { calledServices, consumers, placeOneYourself, placesToLook, switchoverOf } from './world.ts';
-import type { CalledService, Consumer, World } from './world.ts';
+import type { CalledService, Consumer, Refusal, World } from './world.ts';
 
 type Owner = 'shop' | Consumer;
 const owners: readonly Owner[] = ['shop', ...consumers];
 const events = [OrderPlaced, OrderChanged, OrderCancelled];
 
-export async function startInOneProcess(progress: (text: string) => void): Promise<World> {
+export async function startInOneProcess(
+  progress: (text: string) => void,
+  { guarded }: { readonly guarded: boolean },
+): Promise<World> {
   // The newest first, each by itself: whatever fails, the rest is still ended.
   const endings: (() => Promise<unknown>)[] = [];
   const stop = async (): Promise<undefined> => {
@@ -56,7 +68,7 @@ export async function startInOneProcess(progress: (text: string) => void): Promi
       await end().catch((error: unknown) => process.stderr.write(`${String(error)}\n`));
   };
   try {
-    return await start(progress, endings, stop);
+    return await start(progress, endings, stop, guarded);
   } catch (error) {
     await stop();
     throw error;
@@ -67,6 +79,7 @@ async function start(
   progress: (text: string) => void,
   endings: (() => Promise<unknown>)[],
   stop: () => Promise<undefined>,
+  guarded: boolean,
 ): Promise<World> {
   const postgres = await startPostgres({ onProgress: progress });
   endings.push(() => postgres.stop());
@@ -96,11 +109,12 @@ async function start(
   await applyTopics(broker.topics(), events);
 
   const mailbox = mailboxOn(working.email);
-  const definitions = {
-    email: emailConsumer(working.email, mailbox),
-    fulfilment: fulfilmentConsumer(working.fulfilment),
-    loyalty: loyaltyConsumer(working.loyalty),
-    analytics: analyticsConsumer(working.analytics),
+  const releases = { email: '1', loyalty: '1' };
+  const definitionOf = {
+    email: () => emailConsumer(working.email, mailbox, releases.email),
+    fulfilment: () => fulfilmentConsumer(working.fulfilment),
+    loyalty: () => loyaltyConsumer(working.loyalty, releases.loyalty),
+    analytics: () => analyticsConsumer(working.analytics),
   };
   const running = new Map<string, Service>();
   const begin = async (name: string, service: Service): Promise<void> => {
@@ -113,12 +127,12 @@ async function start(
   };
   endings.push(() => Promise.all([...running.keys()].map(end)));
   const consume = (consumer: Consumer): Promise<void> =>
-    begin(consumer, runConsumer(definitions[consumer], { source: broker.source(), logger: silentLogger }));
+    begin(consumer, runConsumer(definitionOf[consumer](), { source: broker.source(), logger: silentLogger }));
 
-  const apps: Record<CalledService, Express> = {
-    email: emailApp(working.email, mailbox),
-    fulfilment: fulfilmentApp(working.fulfilment),
-    loyalty: loyaltyApp(working.loyalty),
+  const appOf: Record<CalledService, () => Express> = {
+    email: () => emailApp(working.email, mailbox, releases.email),
+    fulfilment: () => fulfilmentApp(working.fulfilment),
+    loyalty: () => loyaltyApp(working.loyalty, releases.loyalty),
   };
   const servers = new Map<string, Server>();
   const ports = {} as Record<CalledService, number>;
@@ -144,13 +158,12 @@ async function start(
     });
   };
   endings.push(() => Promise.all([...servers.keys()].map(hangUp)));
-  for (const service of calledServices) await listen(service, apps[service], ports[service]);
+  for (const service of calledServices) await listen(service, appOf[service](), ports[service]);
 
-  const switchovers = switchoversTo({
-    email: wires.email.url,
-    fulfilment: wires.fulfilment.url,
-    loyalty: wires.loyalty.url,
-  });
+  const switchovers = switchoversTo(
+    { email: wires.email.url, fulfilment: wires.fulfilment.url, loyalty: wires.loyalty.url },
+    { guarded },
+  );
   for (const service of calledServices) {
     await registerSwitchover(shopDatabase, 'shop', switchovers[service], 'the demo begins');
     // Nothing is published yet, so every partition starts at its beginning.
@@ -167,6 +180,24 @@ async function start(
       source: 'shop',
       database: shopDatabase,
       switchovers: Object.values(switchovers),
+      logger: silentLogger,
+    }),
+  );
+  const receiver = await openAlertReceiver();
+  endings.push(() => receiver.close());
+  const viewOf = (consumer: string) => ({
+    broker: broker.source(),
+    evidence: (question: EvidenceQuestion) =>
+      consumerEvidence(pgDatabase(looking[consumer as Consumer]), consumer, question),
+  });
+  await begin(
+    'guardrails',
+    guardrails({
+      source: 'shop',
+      database: shopDatabase,
+      switchovers: Object.values(switchovers),
+      view: viewOf,
+      onAlert: webhook(receiver.url),
       logger: silentLogger,
     }),
   );
@@ -188,14 +219,43 @@ async function start(
     skips: [
       'Apache Kafka: events go through the in-memory broker, which passes the same contract tests.',
       'Killing processes: there is only one, so services, consumer and relay are stopped instead.',
-      'The command line: stages are set through the same functions that it calls.',
+      'The command line: stages are set, checked and reported through the same functions that it calls; `turnout switch cleanup` is not shown.',
     ],
-    switchTo: async (service, stage, reason) =>
-      void (await setStage(shopDatabase, 'shop', switchoverOf[service], stage, { reason, force: true })),
+    alerts: receiver.alerts,
+    async switchTo(service, { stage, redrive: again = false, ...request }) {
+      const name = switchoverOf[service];
+      if (stage !== 'rpc' && request.force !== true) {
+        const { checks: rules } = switchovers[service];
+        await checkSwitchover({
+          source: 'shop',
+          database: shopDatabase,
+          name,
+          target: stage,
+          rules,
+          ...viewOf(service),
+        });
+      }
+      const refusal = await setStage(shopDatabase, 'shop', name, stage, request).then(() => undefined, refusalOf);
+      if (again) await redrive(shopDatabase, 'shop', name);
+      return refusal;
+    },
+    watchMail: () => watchTable(pgDatabase(looking.email), 'mail'),
+    shadowReport: () => shadowReport(pgDatabase(looking.email), 'email'),
+    async deployEmail(release) {
+      releases.email = release;
+      await Promise.all([hangUp('email'), end('email')]);
+      await Promise.all([listen('email', appOf.email(), ports.email), consume('email')]);
+    },
     killEmail: () => hangUp('email'),
-    startEmail: async () => void (await listen('email', apps.email, ports.email)),
+    startEmail: async () => void (await listen('email', appOf.email(), ports.email)),
     killLoyaltyConsumer: () => end('loyalty'),
     startLoyaltyConsumer: () => consume('loyalty'),
+    async deployLoyaltyConsumer(release) {
+      releases.loyalty = release;
+      await end('loyalty');
+      await consume('loyalty');
+    },
+    cleanUpEmail: async () => undefined,
     startAnalytics: () => consume('analytics'),
     // The first one that was started leads.
     killLeadingRelay: () => end('relay 1'),
@@ -206,4 +266,11 @@ async function start(
     links: [...placesToLook((owner) => databases[owner].url), placeOneYourself(`http://127.0.0.1:${shopPort}`)],
     stop,
   };
+}
+
+/** A refusal is part of the story; any other error ends it. */
+function refusalOf(error: unknown): Refusal {
+  if (!isTurnoutError(error, 'TURNOUT_CHECKS_NOT_READY')) throw error;
+  const findings = (error.details['findings'] ?? []) as readonly Finding[];
+  return { code: error.code, findings: findings.filter(({ verdict }) => verdict !== 'ready') };
 }

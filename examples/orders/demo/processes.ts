@@ -14,12 +14,14 @@ import {
   uniqueName,
 } from '../../../test/support/index.ts';
 import type { Database, Kafka as KafkaPart, NodeProcess, Postgres } from '../../../test/support/index.ts';
+import type { ShadowReport } from 'turnout';
 import { OrderPlaced } from '../events.ts';
+import { openAlertReceiver } from './alert-receiver.ts';
 import { countRecords } from './count-records.ts';
 import { openWire } from './wire.ts';
 import type { Wire } from './wire.ts';
-import { calledServices, consumers, placeOneYourself, placesToLook, switchoverOf } from './world.ts';
-import type { CalledService, Consumer, World } from './world.ts';
+import { calledServices, consumers, placeOneYourself, placesToLook, switchArguments, switchoverOf } from './world.ts';
+import type { CalledService, Consumer, Refusal, World } from './world.ts';
 
 const example = (path: string): string => fileURLToPath(new URL(`../${path}`, import.meta.url));
 const turnoutCommand = fileURLToPath(new URL('../../../src/cli/main.ts', import.meta.url));
@@ -33,7 +35,7 @@ const owners: readonly Owner[] = ['shop', ...consumers];
 interface Things {
   readonly processes: Map<string, NodeProcess>;
   readonly finished: { readonly name: string; readonly output: string }[];
-  readonly wires: Wire[];
+  readonly wires: { close(): Promise<void> }[];
   readonly databases: Database[];
   readonly parts: (Postgres | KafkaPart)[];
   /** Takes out of a cluster that isn't ours what the demo has put into it. */
@@ -41,10 +43,14 @@ interface Things {
 }
 
 /** Starts it all; if that fails, ends what was started. Rejects with PartMissingError if there is no Kafka to be had. */
-export async function startProcesses(progress: (text: string) => void, signal: AbortSignal): Promise<World> {
+export async function startProcesses(
+  progress: (text: string) => void,
+  signal: AbortSignal,
+  { guarded }: { readonly guarded: boolean },
+): Promise<World> {
   const things: Things = { processes: new Map(), finished: [], wires: [], databases: [], parts: [] };
   try {
-    return await start(things, progress, signal);
+    return await start(things, progress, signal, guarded);
   } catch (error) {
     const logs = await stopAll(things, !signal.aborted && things.processes.size + things.finished.length > 0);
     if (logs !== undefined) process.stderr.write(`Logs of all processes: ${logs}\n`);
@@ -52,7 +58,12 @@ export async function startProcesses(progress: (text: string) => void, signal: A
   }
 }
 
-async function start(things: Things, progress: (text: string) => void, signal: AbortSignal): Promise<World> {
+async function start(
+  things: Things,
+  progress: (text: string) => void,
+  signal: AbortSignal,
+  guarded: boolean,
+): Promise<World> {
   const keep = <Part extends Postgres | KafkaPart>(part: Part): Part => {
     things.parts.push(part);
     return part;
@@ -88,14 +99,24 @@ async function start(things: Things, progress: (text: string) => void, signal: A
     wires[service] = await openWire(ports[service]);
     things.wires.push(wires[service]);
   }
+  const receiver = await openAlertReceiver();
+  things.wires.push(receiver);
   const addresses = {
     EMAIL_URL: wires.email.url,
     FULFILMENT_URL: wires.fulfilment.url,
     LOYALTY_URL: wires.loyalty.url,
+    EMAIL_DATABASE_URL: databases.email.url,
+    FULFILMENT_DATABASE_URL: databases.fulfilment.url,
+    LOYALTY_DATABASE_URL: databases.loyalty.url,
+    ALERTS_URL: receiver.url,
+    GUARDRAILS: guarded ? 'on' : 'off',
   };
+  /** What is deployed of each. */
+  const releases: Partial<Record<Owner, string>> = { email: '1', loyalty: '1' };
   const environmentOf = (owner: Owner): Record<string, string> => ({
     DATABASE_URL: databases[owner].url,
     KAFKA_BROKERS: kafka.brokers.join(','),
+    RELEASE: releases[owner] ?? '',
     ...(owner === 'shop' ? addresses : {}),
   });
 
@@ -112,23 +133,33 @@ async function start(things: Things, progress: (text: string) => void, signal: A
     things.processes.set(name, started);
     return started.line(ready, { deadlineMs: 60_000 });
   }
-  /** A command that ends by itself. */
-  async function turnout(owner: Owner, ...args: string[]): Promise<void> {
+  /** A command that ends by itself; gives its JSON. */
+  async function ask<Data>(owner: Owner, ...args: string[]): Promise<Answer<Data>> {
     signal.throwIfAborted();
     const command = spawnNode(
       turnoutCommand,
-      [...args, '--config', example(`${owner}/turnout.config.ts`)],
+      [...args, '--json', '--config', example(`${owner}/turnout.config.ts`)],
       environmentOf(owner),
     );
-    const { code } = await command.exited;
+    await command.exited;
     things.finished.push({ name: `turnout ${args.join(' ')} (${owner})`, output: command.output });
-    if (code !== 0) throw new Error(`turnout ${args.join(' ')} (${owner}) failed:\n${command.output}`);
+    const line = command.output.split('\n').findLast((each) => each.startsWith('{"ok":'));
+    if (line === undefined) throw new Error(`turnout ${args.join(' ')} (${owner}) gave nothing:\n${command.output}`);
+    return JSON.parse(line) as Answer<Data>;
+  }
+  async function turnout<Data>(owner: Owner, ...args: string[]): Promise<Data> {
+    const answer = await ask<Data>(owner, ...args);
+    if (answer.ok) return answer;
+    throw new Error(`turnout ${args.join(' ')} (${owner}) failed: ${JSON.stringify(answer.error)}`);
   }
   async function kill(name: string, how: NodeJS.Signals = 'SIGKILL'): Promise<void> {
     const running = things.processes.get(name);
     if (running === undefined) throw new Error(`${name} does not run.`);
     things.processes.delete(name);
+    // It may finish what it has begun, but not for ever.
+    const patience = setTimeout(() => running.signal('SIGKILL'), 10_000);
     await running.kill(how);
+    clearTimeout(patience);
     things.finished.push({ name, output: running.output });
   }
   const serveApp = (owner: 'shop' | CalledService, port: number): Promise<unknown> =>
@@ -178,20 +209,29 @@ async function start(things: Things, progress: (text: string) => void, signal: A
     wires,
     kills: true,
     skips: [],
-    switchTo: (service, stage, reason) =>
-      turnout(
-        'shop',
-        'switch',
-        switchoverOf[service],
-        stage,
-        '--reason',
-        reason,
-        ...(stage === 'event' ? ['--force'] : []),
-      ),
+    alerts: receiver.alerts,
+    switchTo: async (service, request) =>
+      refusalOf(await ask('shop', 'switch', switchoverOf[service], ...switchArguments(request))),
+    watchMail: () => turnout('email', 'shadow', 'watch', 'mail'),
+    shadowReport: () => turnout<ShadowReport>('shop', 'shadow', 'report', switchoverOf.email),
+    async deployEmail(release) {
+      releases.email = release;
+      await Promise.all([kill('email', 'SIGTERM'), kill('turnout consume email', 'SIGTERM')]);
+      await Promise.all([serveApp('email', ports.email), consume('email')]);
+    },
     killEmail: () => kill('email'),
     startEmail: async () => void (await serveApp('email', ports.email)),
     killLoyaltyConsumer: () => kill('turnout consume loyalty'),
     startLoyaltyConsumer: async () => void (await consume('loyalty')),
+    async deployLoyaltyConsumer(release) {
+      releases.loyalty = release;
+      await kill('turnout consume loyalty', 'SIGTERM');
+      await consume('loyalty');
+    },
+    cleanUpEmail: async () =>
+      cleanupLines(
+        await turnout<Cleanup>('shop', 'switch', 'cleanup', switchoverOf.email, '--source-folder', example('.')),
+      ),
     startAnalytics: async () => void (await consume('analytics')),
     async killLeadingRelay() {
       const { rows } = await pools.shop.query<{ relay: string }>(
@@ -215,6 +255,37 @@ async function start(things: Things, progress: (text: string) => void, signal: A
     ],
     stop: ({ keepLogs }) => stopAll(things, keepLogs),
   };
+}
+
+type Answer<Data> =
+  | ({ readonly ok: true } & Data)
+  | {
+      readonly ok: false;
+      readonly error: { readonly code: string; readonly details?: Partial<Pick<Refusal, 'findings'>> };
+    };
+
+/** A refusal is part of the story; any other error ends it. */
+function refusalOf(answer: Answer<unknown>): Refusal | undefined {
+  if (answer.ok) return undefined;
+  const { code, details } = answer.error;
+  if (code !== 'TURNOUT_CHECKS_NOT_READY') throw new Error(`turnout switch failed: ${JSON.stringify(answer.error)}`);
+  return { code, findings: (details?.findings ?? []).filter(({ verdict }) => verdict !== 'ready') };
+}
+
+/** What `turnout switch cleanup --json` gives, as far as it is shown. */
+interface Cleanup {
+  readonly code: readonly { readonly path: string; readonly line: number; readonly kind: string }[];
+  readonly endpoints: readonly { readonly endpoint: string; readonly unused: boolean }[];
+}
+
+function cleanupLines({ code, endpoints }: Cleanup): string[] {
+  return [
+    ...code.slice(0, 6).map(({ path, line, kind }) => `${path}:${line}  ${kind}`),
+    ...(code.length > 6 ? [`… and ${code.length - 6} more`] : []),
+    ...endpoints.map(
+      ({ endpoint, unused }) => `${endpoint}: ${unused ? 'nobody calls it without Turnout' : 'is still called'}`,
+    ),
+  ];
 }
 
 /** Ends everything, the newest first. Whatever fails, the rest is still ended; the watchdog has the last word. */

@@ -111,18 +111,19 @@ function panel(standing: Standing, perSecond: number, time: string): string[] {
     const owed = consumer === 'analytics' ? 0 : standing.owedCalls[consumer];
     return [
       consumer.padEnd(11),
-      (way === 'event' ? green : yellow)(way.padEnd(6)),
+      (way === 'event' || way === 'done' ? green : yellow)(way.padEnd(6)),
       String(standing.effects[consumer]).padStart(8),
       (behind > 0 ? yellow : dim)(String(behind).padStart(9)),
       (owed > 0 ? yellow : dim)(String(owed).padStart(11)),
       (standing.held[consumer] > 0 ? yellow : dim)(String(standing.held[consumer]).padStart(11)),
+      (standing.parked[consumer] > 0 ? yellow : dim)(String(standing.parked[consumer]).padStart(7)),
     ].join(' ');
   };
   return [
     '',
-    dim('─'.repeat(64)),
+    dim('─'.repeat(72)),
     `${bold(`${standing.orders} orders`)}, ${standing.events} events, ${perSecond.toFixed(0)} orders/s  ${dim(time)}`,
-    dim('service     way     effects   to come  calls owed  held early'),
+    dim('service     way     effects   to come  calls owed  held early parked'),
     ...consumers.map(row),
   ];
 }

@@ -5,11 +5,13 @@ import type { CalledService, Consumer, World } from './world.ts';
 export interface Standing {
   readonly orders: number;
   readonly events: number;
-  /** rpc or event, from the database; analytics only ever has events. */
+  /** From the database; analytics only ever has events. */
   readonly stage: Readonly<Record<CalledService, string>>;
   readonly effects: Readonly<Record<Consumer, number>>;
   readonly owedCalls: Readonly<Record<CalledService, number>>;
   readonly held: Readonly<Record<Consumer, number>>;
+  /** Events whose handler has failed for good. */
+  readonly parked: Readonly<Record<Consumer, number>>;
 }
 
 /** Looks at the databases twice a second. */
@@ -39,12 +41,19 @@ export function watch(world: World, onChange: (standing: Standing) => void): Wat
     ]);
     const effects: Partial<Record<Consumer, number>> = {};
     const held: Partial<Record<Consumer, number>> = {};
-    for (const { consumer, count, early } of services) {
+    const parked: Partial<Record<Consumer, number>> = {};
+    for (const { consumer, count, early, failed } of services) {
       effects[consumer] = count;
       held[consumer] = early.length;
+      parked[consumer] = failed;
       for (const key of early) heldEarly.add(key);
     }
-    standing = { ...shop, effects: effects as Record<Consumer, number>, held: held as Record<Consumer, number> };
+    standing = {
+      ...shop,
+      effects: effects as Record<Consumer, number>,
+      held: held as Record<Consumer, number>,
+      parked: parked as Record<Consumer, number>,
+    };
     onChange(standing);
   }
 
@@ -98,10 +107,11 @@ async function lookAtShop(world: World): Promise<Pick<Standing, 'orders' | 'even
 async function lookAtService(
   world: World,
   consumer: Consumer,
-): Promise<{ consumer: Consumer; count: number; early: string[] }> {
-  const { rows } = await world.databases[consumer].query<{ count: number; early: string[] }>(
+): Promise<{ consumer: Consumer; count: number; early: string[]; failed: number }> {
+  const { rows } = await world.databases[consumer].query<{ count: number; early: string[]; failed: number }>(
     `select (select count(*) from ${effectTable[consumer]})::int as count,
-            array(select h.effect_key from turnout.held h where h.reason = 'early') as early`,
+            array(select h.effect_key from turnout.held h where h.reason = 'early') as early,
+            (select count(*) from turnout.held h where h.reason = 'parked')::int as failed`,
   );
-  return { consumer, count: rows[0]?.count ?? 0, early: rows[0]?.early ?? [] };
+  return { consumer, count: rows[0]?.count ?? 0, early: rows[0]?.early ?? [], failed: rows[0]?.failed ?? 0 };
 }

@@ -4,5 +4,6 @@ create table if not exists mail (
   order_id    uuid not null,
   recipient   text not null,
   subject     text not null,
+  text        text not null,
   queued_at   timestamptz not null default clock_timestamp()
 );

@@ -16,6 +16,6 @@ const kafka = new Kafka({
 
 export default defineConfig({
   broker: kafkaJs(kafka),
-  consumers: [emailConsumer(pool, mailboxOn(pool))],
+  consumers: [emailConsumer(pool, mailboxOn(pool), required('RELEASE'))],
   close: () => pool.end(),
 });

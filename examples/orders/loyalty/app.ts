@@ -9,13 +9,13 @@ import { loyaltyConsumer } from './consumers.ts';
 import { creditOrder, revokeOrder } from './ledger.ts';
 
 /** The old endpoints of the ledger; they answer with the new balance. */
-export function loyaltyApp(pool: Pool): Express {
+export function loyaltyApp(pool: Pool, release: string): Express {
   const endpoint = createEndpoint({
     consumer: 'loyalty',
     database: pgDatabase(pool),
     order: 'key',
     authenticate: isShop,
-    drain: drainHeld(loyaltyConsumer(pool)),
+    drain: drainHeld(loyaltyConsumer(pool, release)),
   });
   const app = express();
   app.use(express.json());

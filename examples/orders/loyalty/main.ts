@@ -7,4 +7,4 @@ import { loyaltyApp } from './app.ts';
 // Joined: while Turnout has a transaction open for a request, the ledger's statements are part of it.
 const pool = joinPool(new Pool({ connectionString: required('DATABASE_URL'), max: 10 }));
 
-await serve('loyalty', loyaltyApp(pool), Number(required('PORT')), () => pool.end());
+await serve('loyalty', loyaltyApp(pool, required('RELEASE')), Number(required('PORT')), () => pool.end());

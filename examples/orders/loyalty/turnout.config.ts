@@ -16,6 +16,6 @@ const kafka = new Kafka({
 export default defineConfig({
   // When a process dies, others have its partitions six seconds later.
   broker: kafkaJs(kafka, { source: { sessionTimeoutMs: 6_000 } }),
-  consumers: [loyaltyConsumer(pool)],
+  consumers: [loyaltyConsumer(pool, required('RELEASE'))],
   close: () => pool.end(),
 });
