@@ -162,7 +162,7 @@ export function occurrence<Name extends string, Input, Data>(
 /** What a database takes for an open transaction; may be more than it hands out (TypeORM's `QueryRunner`). */
 interface OpenIn<Open> {
   within(tx: Open): Queryable;
-  whenEnded(tx: Open, ended: { committed: () => void; rolledBack: () => void }): boolean;
+  whenEnded(tx: Open, ended: { committed: (whole?: boolean) => void; rolledBack: () => void }): boolean;
 }
 
 export interface TurnoutOptions<Tx, Open = Tx> {
@@ -222,7 +222,11 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
       return { published, own };
     });
     database.whenEnded(tx, {
-      committed: () => startLater(all.map(({ own }) => own)),
+      committed: (whole) =>
+        startLater(
+          all.map(({ own }) => own),
+          whole,
+        ),
       rolledBack: () => all.forEach(({ own }) => own.discard()),
     });
     return all.map(({ published }) => published);
@@ -261,6 +265,8 @@ function repliesOf(byName: ReadonlyMap<string, SwitchoverDefinition>, { switchov
 /** The calls of one published event, from its transaction to their answers. */
 interface Own {
   readonly effectKeys: readonly string[];
+  /** Whether every endpoint knows a call that comes twice. */
+  readonly bearsRepeats: boolean;
   /** Makes the calls; resolves when they are over and written down. Called again, does nothing more. */
   start(): Promise<void>;
   /** Makes none of them, and says why to those who ask. */
@@ -294,6 +300,7 @@ function ownCalls(
   return {
     discarded: discarded.promise,
     effectKeys: calls.map(({ stamp }) => stamp.effectKey),
+    bearsRepeats: calls.every(({ switchover }) => switchover.endpoint !== 'bridged'),
     answers: new Map(calls.map(({ stamp, answer }) => [stamp.switchover, answer.promise])),
     start() {
       started ??= Promise.all(
@@ -423,7 +430,8 @@ function replyOf(known: KnownReply | undefined): Reply<MaybeReply> | undefined {
 
 /** Starts the calls of events whose transactions were committed. */
 interface Starter {
-  (committed: readonly Own[]): void;
+  /** `whole`: nothing of the transaction was taken back, so there is nothing to look up. */
+  (committed: readonly Own[], whole?: boolean): void;
   /** Resolves when none is being looked up any more. */
   idle(): Promise<void>;
 }
@@ -431,32 +439,32 @@ interface Starter {
 /**
  * A commit doesn't say that an event is there: its savepoint may have been rolled back in a way that nobody could follow
  * (plain SQL in a transaction of TypeORM's own, a query object, a name that is written otherwise). Therefore what is owed is read
- * before the first call, once for all that is told in one turn: a commit tells of all its events in one.
+ * before the first call, once for all that is told in one turn: a commit tells of all its events in one. Where Turnout has
+ * seen every statement of the transaction and none could go back to a savepoint, the commit says enough.
  */
 function starter(database: Queryable, logger: Logger): Starter {
-  const gathered: Own[] = [];
+  const gathered: { readonly own: Own; readonly isThere: boolean }[] = [];
   // Look-ups may overtake each other, starts must not: calls of one key are queued in the order of their commits.
   let inOrder: Promise<void> = Promise.resolve();
 
-  function start(owns: readonly Own[], owed: ReadonlySet<Own> | undefined): void {
-    for (const own of owns) {
-      if (owed === undefined) own.leave('it could not be seen whether the transaction was committed');
-      else if (owed.has(own)) void own.start();
-      else own.leave('nothing is owed for it: it was rolled back, or another process has made the call');
-    }
+  function start(own: Own, isOwed: boolean | undefined): void {
+    if (isOwed === undefined) own.leave('it could not be seen whether the transaction was committed');
+    else if (isOwed) void own.start();
+    else own.leave('nothing is owed for it: it was rolled back, or another process has made the call');
   }
 
-  function startLater(committed: readonly Own[]): void {
+  function startLater(committed: readonly Own[], whole = false): void {
     const calling = committed.filter(({ effectKeys }) => effectKeys.length > 0);
     if (calling.length === 0) return;
-    gathered.push(...calling);
+    gathered.push(...calling.map((own) => ({ own, isThere: whole && own.bearsRepeats })));
     if (gathered.length > calling.length) return;
     const before = inOrder;
     inOrder = Promise.resolve().then(async () => {
-      const owns = gathered.splice(0);
-      const owed = await owedOf(database, owns, logger);
+      const told = gathered.splice(0);
+      const unsure = told.filter(({ isThere }) => !isThere).map(({ own }) => own);
+      const owed = await owedOf(database, unsure, logger);
       await before;
-      start(owns, owed);
+      for (const { own, isThere } of told) start(own, isThere || (owed === undefined ? undefined : owed.has(own)));
     });
   }
 

@@ -15,7 +15,10 @@ import type { DataSourceLike, EntityManagerLike, QueryRunnerLike } from './types
 /** What hands out entity managers, and takes query runners too where it is told of an open transaction. */
 export interface TypeOrmDatabase<Manager extends EntityManagerLike> extends Database<Manager> {
   within(tx: Manager | QueryRunnerLike): Queryable;
-  whenEnded(tx: Manager | QueryRunnerLike, ended: { committed: () => void; rolledBack: () => void }): boolean;
+  whenEnded(
+    tx: Manager | QueryRunnerLike,
+    ended: { committed: (whole?: boolean) => void; rolledBack: () => void },
+  ): boolean;
 }
 
 /**

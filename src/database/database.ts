@@ -60,10 +60,11 @@ export interface Database<Tx = unknown> {
   /** Statements inside an open transaction of the user's. Throws TURNOUT_TRANSACTION_REQUIRED where it can be known that none is open. */
   within(tx: NoInfer<Tx>): Queryable;
   /**
-   * Runs one of two functions when the user's own transaction has ended, if the library can tell.
+   * Runs one of two functions when the user's own transaction has ended, if the library can tell. `whole` is true if
+   * it is certain that nothing in it was taken back to a savepoint.
    * Gives false if it can't: then the caller has to say so (`turnout.deliver`).
    */
-  whenEnded(tx: NoInfer<Tx>, ended: { committed: () => void; rolledBack: () => void }): boolean;
+  whenEnded(tx: NoInfer<Tx>, ended: { committed: (whole?: boolean) => void; rolledBack: () => void }): boolean;
   /** The most connections there can be at once, if known. */
   readonly maxConnections: number | undefined;
 }

@@ -210,6 +210,7 @@ function standIn<Client extends ClientLike>(
       await client.query('release savepoint turnout_statement');
       return result;
     } catch (error) {
+      transaction.doubt();
       if (!isConnectionLost(error)) {
         await client.query('rollback to savepoint turnout_statement; release savepoint turnout_statement');
       }
@@ -234,6 +235,7 @@ function standIn<Client extends ClientLike>(
   function query(...args: unknown[]): unknown {
     const [first] = args;
     const send = client.query.bind(client) as (...sent: unknown[]) => Promise<unknown>;
+    if (mayTakeBack(first)) transaction.doubt();
     if (isSubmittable(first)) {
       if (rehearsalOf(scope()) !== undefined) {
         const why = refused(
@@ -264,6 +266,7 @@ function standIn<Client extends ClientLike>(
     get(target, property) {
       if (property === 'query') return query;
       if (property === 'release') return () => undefined;
+      if (!watched.has(property)) transaction.doubt();
       const value: unknown = Reflect.get(target, property, target);
       if (typeof value !== 'function') return value;
       // Many stand-ins, one connection: their holders hear of its loss from their statements.
@@ -278,6 +281,30 @@ function standIn<Client extends ClientLike>(
   });
   transactions.set(stand, { transaction, scope });
   return { client: stand, scope };
+}
+
+/** What a holder of the connection can ask of it without doing anything in the transaction. */
+const watched: ReadonlySet<string | symbol> = new Set([
+  'then',
+  'on',
+  'once',
+  'addListener',
+  'off',
+  'removeListener',
+  'listenerCount',
+  'getTransactionStatus',
+  'totalCount',
+]);
+
+/**
+ * Whether a statement may go back to a savepoint, as far as can be told: no other has the word in it, however its names are
+ * written. One that is known to the connection by a name has no text to look at.
+ */
+function mayTakeBack(statement: unknown): boolean {
+  if (typeof statement === 'string') return /rollback/i.test(statement);
+  if (typeof statement !== 'object' || statement === null || isSubmittable(statement)) return true;
+  const { text, name } = statement as { text?: unknown; name?: unknown };
+  return typeof text !== 'string' || name !== undefined || /rollback/i.test(text);
 }
 
 /** What `pg` lets run in place of a statement: `pg-cursor`, `pg-query-stream`, its own `Query`. */

@@ -12,7 +12,8 @@ import type { SavepointCommand } from './transaction-command.ts';
 
 /** What is told when the outcome of a scope is known. */
 export interface Ending {
-  readonly committed: () => void;
+  /** `whole`: for certain, nothing that was done before was taken back by a savepoint; otherwise nobody knows. */
+  readonly committed: (whole?: boolean) => void;
   readonly rolledBack: () => void;
 }
 
@@ -55,6 +56,8 @@ export interface OpenTransaction {
    */
   cut(scope: Scope): Promise<void>;
   whenEnded(scope: Scope, ending: Ending): void;
+  /** Says that something may have been taken back which was not followed: {@link Ending}'s `committed` is told. */
+  doubt(): void;
   /** Follows a savepoint command of the user's own that has succeeded: who registered since one is told of a rollback to it. */
   follow(scope: Scope, savepoint: SavepointCommand): void;
   /** Runs the last statement (COMMIT or ROLLBACK) once what is running is done; what still waits is refused. */
@@ -82,6 +85,8 @@ export function openTransaction(
   let idle: (() => void) | undefined;
   let staysSince: number | undefined;
   let stuck = false;
+  /** Whether all that was done in it is in it still, for certain. */
+  let whole = true;
   /** Who cuts a scope, and waits for the statement that runs. */
   let afterwards: (() => void) | undefined;
 
@@ -172,11 +177,13 @@ export function openTransaction(
     innermost = standing(scope);
     for (const ending of endingsOf(scope.endings.splice(0))) {
       if (outcome === 'committed' && scope.parent !== undefined) standing(scope).endings.push(ending);
-      else ending[outcome]();
+      else if (outcome === 'committed') ending.committed(whole);
+      else ending.rolledBack();
     }
   }
 
   async function undo(scope: Scope): Promise<void> {
+    whole = false;
     await execute(`rollback to savepoint ${scope.savepoint}; release savepoint ${scope.savepoint}`);
     end(scope, 'rolledBack');
   }
@@ -222,6 +229,9 @@ export function openTransaction(
       if (isCut(scope)) ending.rolledBack();
       else standing(scope).endings.push(ending);
     },
+    doubt() {
+      whole = false;
+    },
     follow(scope, { command, name }) {
       const { endings } = standing(scope);
       if (command === 'set') {
@@ -238,6 +248,7 @@ export function openTransaction(
     },
     async cut(scope) {
       scope.cut = true;
+      whole = false;
       if (closing || scope.ended) throw refused('The savepoint that was to be taken back is gone.');
       for (const waiter of waiting.filter((each) => isCut(each.scope))) {
         waiting.splice(waiting.indexOf(waiter), 1);
@@ -278,7 +289,10 @@ export function openTransaction(
       } finally {
         for (let scope: Scope | undefined = innermost; scope !== undefined; scope = scope.parent) {
           scope.ended = true;
-          for (const ending of endingsOf(scope.endings.splice(0))) ending[committed ? 'committed' : 'rolledBack']();
+          for (const ending of endingsOf(scope.endings.splice(0))) {
+            if (committed) ending.committed(whole);
+            else ending.rolledBack();
+          }
         }
       }
     },

@@ -115,11 +115,42 @@ describe('an event that was rolled back to a savepoint is not called for', () =>
 });
 
 describe('what was committed', () => {
-  test('is looked up once for all events of a commit, and not at all if no call is owed', async () => {
+  test('is not looked up where Turnout has seen that nothing could be taken back', async () => {
+    const w = await world();
+    const statements: string[] = [];
+    const { turnout, publish } = w.turnoutOn(observed(w.from.database, statements));
+    const isLookUp = (text: string): boolean => /^\s*select/.test(text);
+    const published = await turnout.transaction(async (tx) => {
+      await tx.query('insert into business values ($1, $2)', ['a', 1]);
+      return [await publish(tx, 'a'), await turnout.transaction((inner) => publish(inner, 'b'))];
+    });
+    for (const each of published) expect(await each.reply(w.email)).toMatchObject({ status: 'done' });
+    expect(w.called).toEqual(['a', 'b']);
+    expect(statements.filter(isLookUp)).toEqual([]);
+    // What has no text to look at, a connection that is driven past Turnout, and every rollback, even one that was followed.
+    const doubtful: ((tx: PoolClient) => Promise<unknown>)[] = [
+      (tx) => tx.query({ name: 'named', text: 'select 1' }),
+      (tx) => Promise.resolve((tx as unknown as { connection: unknown }).connection),
+      (tx) => tx.query('savepoint s').then(() => tx.query('rollback to s')),
+      () => turnout.transaction(() => Promise.reject(new Error('no'))).catch(() => undefined),
+    ];
+    for (const [index, doubt] of doubtful.entries()) {
+      statements.length = 0;
+      const one = await turnout.transaction(async (tx) => {
+        await doubt(tx);
+        return publish(tx, `c${index}`);
+      });
+      expect(await one.reply(w.email)).toMatchObject({ status: 'done' });
+      expect(statements.filter(isLookUp)).toHaveLength(1);
+    }
+  });
+
+  test('is otherwise looked up once for all events of a commit, and not at all if no call is owed', async () => {
     const w = await world();
     const statements: string[] = [];
     const { turnout, publish } = w.turnoutOn(observed(w.from.database, statements));
     const published = await turnout.transaction(async (tx) => {
+      await tx.query('savepoint s; rollback to savepoint s');
       const one = [await publish(tx, 'a'), await publish(tx, 'b')];
       const event = OrderPlaced;
       return [
@@ -146,7 +177,10 @@ describe('what was committed', () => {
   test('is left to the sweeper if it can’t be looked up', async () => {
     const w = await world();
     const { turnout, publish } = w.turnoutOn(observed(w.from.database, [], true));
-    const published = await turnout.transaction((tx) => publish(tx, 'a'));
+    const published = await turnout.transaction(async (tx) => {
+      await tx.query('savepoint s; rollback to savepoint s');
+      return publish(tx, 'a');
+    });
     expect(await published.reply(w.email)).toMatchObject({
       status: 'pending',
       why: expect.stringContaining('could not be seen'),
