@@ -1153,8 +1153,13 @@ declare
   lock_numbers bigint[];
   lock_number bigint;
   declares boolean;
+  is_undue boolean;
   undue record;
+  counts boolean;
   this_xid xid8;
+  one record;
+  calls turnout.switchover[];
+  one_seq bigint;
 begin
   if publish_events.events is null then
     raise exception 'There are no events.' using errcode = 'TU009', detail = '{"path": "events"}';
@@ -1192,18 +1197,23 @@ begin
       using errcode = 'TU006', detail = json_build_object('keys', cardinality(lock_numbers), 'limit', 1000)::text;
   end if;
   if declares then
-    select d.name as switchover, e.type, s.name is not null as known into undue
-      from rows from (json_to_recordset(publish_events.events) as (type text, switchovers text[])) with ordinality as e (type, switchovers, place)
+    select bool_or(s.name is null or not e.type = any (s.event_types)), bool_or(s.ordering = 'key') into is_undue, counts
+      from json_to_recordset(publish_events.events) as e (type text, switchovers text[])
       cross join unnest(coalesce(e.switchovers, publish_events.switchovers)) as d (name)
-      left join turnout.switchover s on s.source = publish_events.source and s.name = d.name
-      where s.name is null or not e.type = any (s.event_types)
-      order by e.place limit 1;
-    if found and not undue.known then
+      left join turnout.switchover s on s.source = publish_events.source and s.name = d.name;
+    if is_undue then
+      select d.name as switchover, e.type, s.name is not null as known into undue
+        from rows from (json_to_recordset(publish_events.events) as (type text, switchovers text[])) with ordinality as e (type, switchovers, place)
+        cross join unnest(coalesce(e.switchovers, publish_events.switchovers)) as d (name)
+        left join turnout.switchover s on s.source = publish_events.source and s.name = d.name
+        where s.name is null or not e.type = any (s.event_types)
+        order by e.place limit 1;
+      if undue.known then
+        raise exception 'Switchover % does not have the event type %.', undue.switchover, undue.type
+          using errcode = 'TU018', detail = json_build_object('switchover', undue.switchover, 'type', undue.type)::text;
+      end if;
       raise exception 'Switchover % does not exist in source %.', undue.switchover, publish_events.source
         using errcode = 'TU002', detail = json_build_object('switchover', undue.switchover, 'source', publish_events.source)::text;
-    elsif found then
-      raise exception 'Switchover % does not have the event type %.', undue.switchover, undue.type
-        using errcode = 'TU018', detail = json_build_object('switchover', undue.switchover, 'type', undue.type)::text;
     end if;
   end if;
 
@@ -1234,6 +1244,44 @@ begin
   end if;
 
   -- The stage is read after the locks were taken: who had to wait for a key sees what was changed meanwhile.
+  if not counts and json_array_length(publish_events.events) = 1 then
+    select coalesce(e.id, gen_random_uuid()) as id, e.key, e.data, nullif(e.headers, 'null') as headers,
+           coalesce(e.switchovers, publish_events.switchovers) as switchovers, r.name as type, r.version, r.topic, r.aggregate
+      into one
+      from json_to_recordset(publish_events.events) as e (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[])
+      join turnout.event_type r on r.name = e.type and r.version = e.version;
+    select string_agg(p.consumer || '=' || p.route || ';epoch=' || p.epoch || case when p.shadow then ';shadow=1' else '' end, ', ' order by p.consumer),
+           jsonb_agg(jsonb_build_object('switchover', p.name, 'consumer', p.consumer, 'route', p.route, 'epoch', p.epoch,
+                                        'effectKey', p.consumer || '.' || one.id)
+                       || case when p.shadow then '{"shadow": true}'::jsonb else '{}'::jsonb end order by p.consumer),
+           array_agg(p.s) filter (where p.route = 'rpc')
+      into routes, stamps, calls
+      from (select s, s.name, s.consumer, s.epoch, s.stage = 'shadow' as shadow,
+                   turnout.route_for(s.stage, s.percent, s.salt, coalesce(one.key, one.id::text)) as route
+              from turnout.switchover s
+              where s.source = publish_events.source and s.name = any (one.switchovers)
+              -- The route is worked out once.
+              offset 0) p;
+    insert into turnout.outbox as o (xid, id, source, topic, aggregatetype, aggregateid, type, version, payload, routes, headers)
+      values (this_xid, one.id, publish_events.source, one.topic, one.aggregate, one.key, one.type, one.version, one.data,
+              publish_events.routes, one.headers)
+      returning o.seq, o.occurred_at into one_seq, occurred_at;
+    if calls is not null then
+      insert into turnout.rpc_delivery (effect_key, source, switchover, stripe, consumer, event_id, seq, xid, topic, key, epoch, shadow, due_at)
+        select c.consumer || '.' || one.id, publish_events.source, c.name, one_seq % 16, c.consumer, one.id, one_seq, this_xid, one.topic, one.key,
+               c.epoch, c.stage = 'shadow', case when publish_events.deliver then null else clock_timestamp() end
+        from unnest(calls) c;
+    end if;
+    seq := one_seq;
+    id := one.id;
+    type := one.type;
+    version := one.version;
+    topic := one.topic;
+    key := one.key;
+    return next;
+    return;
+  end if;
+
   return query
     with given as materialized (
       select e.place, coalesce(e.id, gen_random_uuid()) as id, e.type, e.version, e.key, e.data, nullif(e.headers, 'null') as headers,
