@@ -60,7 +60,7 @@ export function runConsumer<Tx>(definition: ConsumerDefinition<Tx>, options: Run
     const patiently = <Result>(what: string, work: () => Promise<Result>): Promise<Result | undefined> =>
       untilThere(signal, logger, { consumer: name, what }, work);
 
-    await patiently('migrations', () => requireMigrations(database, 'consumer'));
+    await patiently('migrations', () => requireMigrations(database, 'consumer', { logger }));
     for (const topic of table.topics)
       await patiently(`positions of topic ${topic}`, () => requirePositions(definition, source, topic));
 

@@ -41,6 +41,7 @@ export async function migrate(
     const before = await recordedMigrations(session);
     const state = compare(files, before);
     if (state.problem !== undefined) throw state.problem;
+    if (state.unknown.length > 0) throw newer(state.unknown);
     if (options.dryRun === true) return state.pending.map(({ name, set }) => ({ name, set, state: 'pending' }));
     for (const file of state.pending) {
       await session.query('begin');
@@ -71,8 +72,6 @@ export async function applyMigration(
   try {
     // Held to the end of the transaction, so it works behind a pooler too; whoever comes second finds the work done.
     await connection.query("select pg_advisory_xact_lock(hashtextextended('turnout.migrate', 0))");
-    // What a migration locks is its own and new. Should that ever be wrong, it fails before a queue forms behind it.
-    await connection.query("set local lock_timeout = '5s'");
     await connection.query(bookkeeping);
     const recorded = (await recordedMigrations(connection)).get(name);
     if (set !== 'roles') {
@@ -80,7 +79,7 @@ export async function applyMigration(
       if (recorded !== undefined) throw changed(name);
     }
     const adopted = set !== 'roles' && (await isApplied(connection, file));
-    if (!adopted) await connection.query(file.sql);
+    if (!adopted) await givingWay(connection, () => connection.query(file.sql));
     await connection.query(recordStatement, [name, file.checksum]);
     return { name, set, state: adopted ? 'adopted' : 'applied' };
   } catch (error) {
@@ -93,19 +92,63 @@ export async function applyMigration(
   }
 }
 
+/** How long others may have to wait behind a migration that waits for a lock itself, and how long it then leaves them alone. */
+const lockTimeoutMs = 500;
+const pauseMs = 500;
+const maxTries = 60;
+
+/**
+ * An `alter table` that waits for one long transaction makes everybody wait who comes after it. So it waits a moment only, takes back
+ * what it did, locks included, lets the others go on, and tries again. Its transaction stays open, for migrators of others.
+ */
+async function givingWay(connection: Queryable, apply: () => Promise<unknown>): Promise<void> {
+  const { rows } = await connection.query<{ before: string }>("select current_setting('lock_timeout') as before");
+  await connection.query(`set local lock_timeout = ${lockTimeoutMs}`);
+  await connection.query('savepoint turnout_migration');
+  for (let tries = 1; ; tries++) {
+    try {
+      await apply();
+      await connection.query('release savepoint turnout_migration');
+      await connection.query("select set_config('lock_timeout', $1, true)", [rows[0]!.before]);
+      return;
+    } catch (error) {
+      if (tries === maxTries || !isGivenWay(error)) throw error;
+    }
+    await connection.query('rollback to savepoint turnout_migration');
+    await new Promise((resolve) => setTimeout(resolve, pauseMs));
+  }
+}
+
+/** A lock that was not there in time, or a deadlock that the migration was to end. TypeORM keeps PostgreSQL's error one level below. */
+function isGivenWay(error: unknown): boolean {
+  const { code, driverError } = error as { code?: unknown; driverError?: { code?: unknown } };
+  return ['55P03', '40P01'].includes(String(code ?? driverError?.code));
+}
+
 const recordStatement = `insert into turnout.migration (name, checksum) values ($1, $2)
   on conflict (name) do update set checksum = excluded.checksum, applied_at = clock_timestamp()`;
 
 /**
- * Checks that a database has every migration of a set, whoever applied it and how.
+ * Checks that a database has every migration of a set, whoever applied it and how. Newer ones, of a version that is being
+ * rolled out, are told to `logger` and accepted: they only add. Unless they say by their name that they break what is older.
  * Throws TURNOUT_MIGRATION_MISSING, TURNOUT_MIGRATION_CHANGED, TURNOUT_DATABASE_NEWER, TURNOUT_DATABASE_UNREACHABLE.
+ *
+ * @example
+ * await requireMigrations(database, 'consumer', { logger: jsonLogger });
  */
-export async function requireMigrations(database: Database, set: MigrationSet): Promise<void> {
+export async function requireMigrations(
+  database: Database,
+  set: MigrationSet,
+  options: { readonly logger?: Told } = {},
+): Promise<void> {
   const files = migrationFiles([set]);
   const session = await database.connect();
   try {
     const state = compare(files, await recordedMigrations(session));
     if (state.problem !== undefined) throw state.problem;
+    const breaking = state.unknown.filter(breaksOlder);
+    if (breaking.length > 0) throw newer(breaking);
+    tellNewer(database, state.unknown, options.logger);
     if (set === 'roles') return;
     const missing: string[] = [];
     for (const file of state.pending) if (!(await isApplied(session, file))) missing.push(file.name);
@@ -133,6 +176,8 @@ export function migrationScript(sets: readonly MigrationSet[]): string {
 
 interface Comparison {
   readonly pending: MigrationFile[];
+  /** Names of these sets that are recorded and not known here: applied by a newer version. */
+  readonly unknown: readonly string[];
   readonly problem: TurnoutError | undefined;
 }
 
@@ -143,23 +188,44 @@ export function compare(files: readonly MigrationFile[], recorded: ReadonlyMap<s
   const unknown = [...recorded.keys()].filter(
     (name) => sets.has(name.split('/')[0] as MigrationSet) && !known.has(name),
   );
-  if (unknown.length > 0) {
-    const problem = new TurnoutError(
-      'TURNOUT_DATABASE_NEWER',
-      `The database has migrations that are not known here: ${unknown.join(', ')}.`,
-      {
-        details: { unknown },
-      },
-    );
-    return { pending: [], problem };
-  }
   const pending: MigrationFile[] = [];
   for (const file of files) {
     const checksum = recorded.get(file.name);
     if (checksum === undefined || file.set === 'roles') pending.push(file);
-    else if (checksum !== file.checksum) return { pending: [], problem: changed(file.name) };
+    else if (checksum !== file.checksum) return { pending: [], unknown, problem: changed(file.name) };
   }
-  return { pending, problem: undefined };
+  return { pending, unknown, problem: undefined };
+}
+
+/**
+ * Whether a migration of a newer version says that older versions can't go on: `consumer/000012_breaking_…`. All others only
+ * add. A convention of names, because nothing else of a file is known to a version that came before it.
+ */
+export function breaksOlder(name: string): boolean {
+  return /\/\d+_breaking_/.test(name);
+}
+
+function newer(unknown: readonly string[]): TurnoutError {
+  return new TurnoutError(
+    'TURNOUT_DATABASE_NEWER',
+    `The database has migrations that are not known here: ${unknown.join(', ')}.`,
+    { details: { unknown } },
+  );
+}
+
+/** As of any logger. */
+interface Told {
+  info(message: string, fields?: Readonly<Record<string, unknown>>): void;
+}
+
+/** What was told of a database: services that share it, or connect again, need not say it each time. */
+const told = new WeakMap<Database, string>();
+
+function tellNewer(database: Database, unknown: readonly string[], logger: Told | undefined): void {
+  const migrations = unknown.join(', ');
+  if (logger === undefined || migrations === '' || told.get(database) === migrations) return;
+  told.set(database, migrations);
+  logger.info('The database has migrations of a newer version, which only add; this one goes on.', { migrations });
 }
 
 function changed(name: string): TurnoutError {

@@ -69,7 +69,7 @@ export function runProxy<Tx>(proxy: ProxyDefinition<Tx>, options: { readonly log
   let server: Server | undefined;
 
   const run = service(`proxy ${proxy.name}`, async (signal, ready) => {
-    await requireMigrations(proxy.database, 'producer');
+    await requireMigrations(proxy.database, 'producer', { logger });
     const onward = passOn(proxy.target, proxy.targetTimeoutMs);
     const running: Running<Tx> = { proxy, logger, counters, onward };
     server = createServer((request, response) => {

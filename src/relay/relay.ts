@@ -196,7 +196,7 @@ async function serve(
 ): Promise<void> {
   const { database, publisher, logger, tell } = context;
   requireTwoConnections(database);
-  await requireMigrations(database, 'producer');
+  await requireMigrations(database, 'producer', { logger });
   const live = keepAlive(await database.connect(), database, context.takeoverMs);
   const { session } = live;
   try {

@@ -4,16 +4,22 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { Pool } from 'pg';
 import { describe, expect, test } from 'vitest';
+import { z } from 'zod';
 import { pgDatabase } from '../../adapters/pg/index.ts';
+import { defineConsumer, runConsumer } from '../../src/consumer/index.ts';
 import {
+  applyMigration,
   migrate,
   migrationFiles,
   migrationScript,
   requireMigrations,
   type MigrationSet,
 } from '../../src/database/index.ts';
+import { defineEvent, defineTopic, on } from '../../src/event/index.ts';
+import { inMemoryBroker } from '../../src/testing/index.ts';
 import { startPostgres } from '../support/index.ts';
 import { migrated } from '../support/migrated.ts';
+import { waitFor } from '../support/wait-for.ts';
 import { database } from '../support/vitest.ts';
 
 /** Elsewhere than where servers run in Docker, psql comes with the server. */
@@ -101,9 +107,50 @@ describe('migrate', () => {
       code: 'TURNOUT_DATABASE_NEWER',
       details: { unknown: ['producer/000099_future'] },
     });
-    await expect(requireMigrations(db, 'producer')).rejects.toMatchObject(code('TURNOUT_DATABASE_NEWER'));
     expect((await pool.query("select to_regclass('turnout.outbox')::text as outbox")).rows).toEqual([{ outbox: null }]);
     await requireMigrations(db, 'consumer');
+  });
+
+  test('lets services of the version before start again while a newer one is rolled out, and says so once', async () => {
+    const { db, pool } = await empty();
+    await migrate(db, ['producer', 'consumer']);
+    await pool.query("insert into turnout.migration (name, checksum) values ('consumer/000099_future', 'x')");
+    const lines: unknown[] = [];
+    const logger = {
+      info: (...line: unknown[]) => void lines.push(line),
+      warn: () => undefined,
+      error: () => undefined,
+    };
+    for (const _ of [1, 2]) await requireMigrations(db, 'consumer', { logger });
+    await requireMigrations(db, 'producer', { logger });
+    expect(lines).toEqual([[expect.stringMatching(/newer version/), { migrations: 'consumer/000099_future' }]]);
+    // A whole consumer, as it is restarted in the middle of a deploy.
+    const broker = inMemoryBroker();
+    await broker.topics().create([{ name: 'scans', partitions: 1 }]);
+    const scanned = defineEvent({
+      name: 'w.scanned',
+      version: 1,
+      topic: defineTopic({ name: 'scans', partitions: 1 }),
+      schema: z.object({ id: z.string() }),
+      key: ({ id }) => id,
+    });
+    const consumer = runConsumer(
+      defineConsumer(db, { name: 'stock', from: 'now', handlers: [on(scanned, () => Promise.resolve())] }),
+      { source: broker.source() },
+    );
+    await consumer.start();
+    await consumer.stop();
+    await expect(migrate(db, ['consumer'])).rejects.toMatchObject(code('TURNOUT_DATABASE_NEWER'));
+  });
+
+  test('lets none start before a database that a newer version has changed for good', async () => {
+    const { db, pool } = await empty();
+    await migrate(db, ['consumer']);
+    await pool.query("insert into turnout.migration (name, checksum) values ('consumer/000099_breaking_inbox', 'x')");
+    await expect(requireMigrations(db, 'consumer')).rejects.toMatchObject({
+      code: 'TURNOUT_DATABASE_NEWER',
+      details: { unknown: ['consumer/000099_breaking_inbox'] },
+    });
   });
 
   test('keeps nothing of a migration that fails', async () => {
@@ -149,6 +196,45 @@ describe('migrate', () => {
     await pool.query('select turnout.make_outbox_partitions(12)');
     await publisher.query('commit');
     publisher.release();
+  });
+});
+
+describe('a migration that has to wait for a long transaction', () => {
+  async function upgrading() {
+    const made = await empty();
+    const files = migrationFiles(['producer']);
+    const first = await made.pool.connect();
+    for (const file of files.slice(0, 4)) {
+      await first.query('begin');
+      await applyMigration(first, file);
+      await first.query('commit');
+    }
+    const waits = () =>
+      waitFor(
+        async () =>
+          (
+            await first.query(
+              `select from pg_locks l join pg_database d on d.oid = l.database
+                where d.datname = current_database() and not l.granted and l.mode = 'AccessExclusiveLock'`,
+            )
+          ).rowCount! > 0,
+      );
+    return { ...made, first, files, waits };
+  }
+
+  test('gives way to those behind it, again and again, and gets through when that ends', async () => {
+    const { db, pool, first, files, waits } = await upgrading();
+    const long = await pool.connect();
+    await long.query('begin; lock table turnout.rpc_delivery in row exclusive mode');
+    const migrating = migrate(db, ['producer']).then((done) => done.map((each) => each.name));
+    // Publishers read turnout.switchover, which it has taken by now, behind it.
+    for (const _ of [1, 2]) {
+      await waits();
+      await pool.query('select count(*) from turnout.switchover');
+    }
+    await long.query('commit');
+    expect(await migrating).toEqual(files.slice(4).map((file) => file.name));
+    for (const client of [first, long]) client.release();
   });
 });
 
