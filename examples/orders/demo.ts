@@ -168,6 +168,7 @@ async function judge(
   const foundInTime = mismatches >= 1 && groups >= 1 && promotionRefused && cleanAfterRepair && wrongMails === 0;
   const steppedBack = guardrail.automaticStepBacks >= 1 && guardrail.alerts >= 1;
   const went = stages[switchoverOf.email] ?? [];
+  // None of them was forced, or it would say so.
   const allStages = ['rpc', 'shadow', 'ramp 10 %', 'ramp 50 %', 'event', 'done'].every((each) => went.includes(each));
   const proven = running.skips.length > 0 || Object.values(happened).every((count) => count >= 1);
   return {
@@ -212,7 +213,7 @@ function report(running: World, result: Result): void {
       '',
       `calls made again after the outage ${result.redriven}, duplicates dropped ${result.duplicatesDropped}, early ${result.early}, takeovers ${result.takeovers}`,
       `shadow found ${result.shadow.mismatches} wrong mails (${result.shadow.groups} kind) before any was sent: ${result.wrongMails} were`,
-      `guardrails stepped back ${result.guardrail.automaticStepBacks} times by themselves, ${result.guardrail.alerts} alerts`,
+      `guardrails stepped back ${result.guardrail.automaticStepBacks} time(s) by themselves, ${result.guardrail.alerts} alerts`,
       ...Object.entries(result.stages).map(([name, stages]) => `${name}: ${stages.join(' → ')}`),
       `faults: ${Object.entries(result.faults)
         .map(([kind, count]) => `${kind} ${count}`)

@@ -129,16 +129,16 @@ describe('the audit of the demo', () => {
     expect(await countWrongMails(pool)).toBe(5);
   });
 
-  it('tells the stages of each switchover, and which of them a guardrail set', async () => {
+  it('tells the stages of each switchover, which were forced, and which a guardrail set', async () => {
     const pool = (await database({ template: migrated('producer') })).pool();
     await pool.query(
-      `insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, automatic, detail) values
-         ('shop', 'points', 1, null, 'rpc', 0, 'created', false, null),
-         ('shop', 'points', 2, 'rpc', 'ramp', 10, 'ready', false, null),
-         ('shop', 'points', 3, 'ramp', 'rpc', 0, 'parked', true, null),
-         ('shop', 'points', 3, 'rpc', 'rpc', 0, 'backlog', false, '{"redriven": 3}')`,
+      `insert into turnout.switchover_history (source, switchover, epoch, from_stage, to_stage, percent, reason, automatic, forced, detail) values
+         ('shop', 'points', 1, null, 'rpc', 0, 'created', false, false, null),
+         ('shop', 'points', 2, 'rpc', 'ramp', 10, 'ready', false, true, null),
+         ('shop', 'points', 3, 'ramp', 'rpc', 0, 'parked', true, false, null),
+         ('shop', 'points', 3, 'rpc', 'rpc', 0, 'backlog', false, false, '{"redriven": 3}')`,
     );
-    expect(await stagesGoneThrough(pool)).toEqual({ points: ['rpc', 'ramp 10 %', 'rpc (automatic)'] });
+    expect(await stagesGoneThrough(pool)).toEqual({ points: ['rpc', 'ramp 10 % (forced)', 'rpc (automatic)'] });
     expect(await automaticStepBacks(pool)).toEqual(['parked']);
   });
 });

@@ -152,7 +152,7 @@ export async function stagesGoneThrough(shop: Pool): Promise<Record<string, stri
   const { rows } = await shop.query<{ switchover: string; stages: string[] }>(
     `select h.switchover,
             array_agg(h.to_stage || case when h.to_stage = 'ramp' then ' ' || round(h.percent) || ' %' else '' end
-                                 || case when h.automatic then ' (automatic)' else '' end order by h.id) as stages
+                                 || case when h.automatic then ' (automatic)' when h.forced then ' (forced)' else '' end order by h.id) as stages
        from turnout.switchover_history h
       where not coalesce(h.detail ? 'redriven', false)
       group by h.switchover order by h.switchover`,

@@ -60,7 +60,7 @@ export async function stepBackByItself({
     'the guardrails to step back',
     async () =>
       (await automaticStepBacks(world.shop)).length > 0 && world.alerts.some(({ kind }) => kind === 'stepped-back'),
-    45_000,
+    30_000,
   ).catch((error: unknown) => {
     signal.throwIfAborted();
     view.say(error instanceof Error ? error.message : String(error));
