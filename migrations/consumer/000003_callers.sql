@@ -24,10 +24,12 @@ create table turnout.unknown_caller (
   primary key (consumer, endpoint, service, address)
 ) with (fillfactor = 70);
 
--- When each endpoint was last called with Turnout's headers (keyed), and without (unkeyed).
+-- When each endpoint was last called with Turnout's headers (keyed), and without (unkeyed). Nothing is known of the time before it was
+-- seen first: an endpoint that is wrapped since yesterday has not been without callers for a week.
 create table turnout.endpoint_seen (
   consumer   text not null,
   endpoint   text not null,
+  first_at   timestamptz not null default clock_timestamp(),
   keyed_at   timestamptz,
   unkeyed_at timestamptz,
   primary key (consumer, endpoint)

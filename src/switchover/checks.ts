@@ -391,6 +391,15 @@ function noUnknownCaller(facts: CheckFacts, { quietDays }: Limits): Finding {
       'no wrapped endpoint of the consumer has told of a call yet',
       'Deploy the consumer with its endpoint wrapped, and wait; if the endpoint is gone already, force it and say so.',
     );
+  // Who called before an endpoint was watched, nobody knows.
+  const newest = Math.max(...evidence.endpoints.map(({ firstAt }) => Date.parse(firstAt)));
+  const watchedDays = Math.max(0, Date.parse(evidence.at) - newest) / aDayMs;
+  if (watchedDays < quietDays)
+    return unknown(
+      check,
+      `an endpoint of the consumer is watched for ${Math.floor(watchedDays * 10) / 10} days only`,
+      `Wait until all of its endpoints have been watched for ${quietDays} days.`,
+    );
   return passed(check, 0, 0, `no call without Turnout in the last ${quietDays} days`);
 }
 

@@ -38,6 +38,8 @@ export interface UnknownCaller {
 /** An endpoint of the consumer, and when it was called last; undefined: not since it is wrapped. */
 export interface EndpointSeen {
   readonly endpoint: string;
+  /** When it told of a call first: of the time before, nothing is known. */
+  readonly firstAt: string;
   readonly keyedAt?: string;
   readonly unkeyedAt?: string;
 }
@@ -172,7 +174,7 @@ select json_build_object(
              order by u.last_at desc), '[]')
       from (select * from turnout.unknown_caller u where u.consumer = $1 order by u.last_at desc limit 1000) u),
   'endpoints', (
-    select coalesce(json_agg(json_strip_nulls(json_build_object('endpoint', e.endpoint, 'keyedAt', e.keyed_at,
-             'unkeyedAt', e.unkeyed_at)) order by e.endpoint), '[]')
+    select coalesce(json_agg(json_strip_nulls(json_build_object('endpoint', e.endpoint, 'firstAt', e.first_at,
+             'keyedAt', e.keyed_at, 'unkeyedAt', e.unkeyed_at)) order by e.endpoint), '[]')
       from turnout.endpoint_seen e where e.consumer = $1)
 )::text as evidence`;

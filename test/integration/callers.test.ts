@@ -71,10 +71,10 @@ describe('a wrapped endpoint', () => {
     ]);
     expect(callers[0]!.ageMs).toBeLessThan(60_000);
     expect(endpoints).toMatchObject([
-      { endpoint: 'POST /confirmations', unkeyedAt: expect.any(String) },
-      { endpoint: 'POST /reminders', keyedAt: expect.any(String) },
+      { endpoint: 'POST /confirmations', firstAt: expect.any(String), unkeyedAt: expect.any(String) },
+      { endpoint: 'POST /reminders', firstAt: expect.any(String), keyedAt: expect.any(String) },
     ]);
-    expect(endpoints.map((each) => Object.keys(each).length)).toEqual([2, 2]);
+    expect(endpoints.map((each) => Object.keys(each).length)).toEqual([3, 3]);
     expect(outcomes).toMatchObject([{ path: 'rpc', outcome: 'applied', count: 1 }]);
   });
 
@@ -107,9 +107,12 @@ describe('callerRecorder', () => {
     const second = callerRecorder(db, consumer);
     second.note({ keyed: false, endpoint: 'POST /a', service: 'y', address: '' });
     second.note({ keyed: true, endpoint: 'POST /a' });
+    const [first] = (await consumerEvidence(db, consumer)).endpoints;
     await second.flush();
     await second.flush();
     const { callers, endpoints } = await consumerEvidence(db, consumer);
+    // Since when it is watched does not move.
+    expect(endpoints[0]!.firstAt).toBe(first!.firstAt);
     expect(callers.map(({ calls }) => calls).toSorted((a, b) => a - b)).toEqual([1, 2]);
     expect(endpoints).toMatchObject([
       { endpoint: 'POST /a', keyedAt: expect.any(String), unkeyedAt: expect.any(String) },

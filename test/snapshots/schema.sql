@@ -2274,6 +2274,7 @@ WITH (fillfactor='50');
 CREATE TABLE turnout.endpoint_seen (
     consumer text NOT NULL,
     endpoint text NOT NULL,
+    first_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     keyed_at timestamp with time zone,
     unkeyed_at timestamp with time zone
 )

@@ -137,6 +137,11 @@ describe('what is asked for each stage', () => {
     expect(finding('done', done(called(1)), 'unknown-callers')?.why).toContain('billing');
     expect(verdictOf('done', done(called(7)))).toBe('ready');
     expect(verdictOf('done', done({ evidence: evidence({ endpoints: [] }) }))).toBe('inconclusive');
+    // One of two is watched since yesterday: who called it the day before, nobody knows.
+    const since = (...firstAt: string[]) =>
+      done({ evidence: evidence({ endpoints: firstAt.map((at) => ({ endpoint: `POST /${at}`, firstAt: at })) }) });
+    expect(verdictOf('done', since('2025-12-01T00:00:00Z', '2025-12-31T00:00:00Z'))).toBe('inconclusive');
+    expect(verdictOf('done', since('2025-12-01T00:00:00Z', '2025-12-25T00:00:00Z'))).toBe('ready');
     expect(verdictOf('done', done({ endpoint: 'bridged' }))).toBe('inconclusive');
   });
 
