@@ -96,8 +96,8 @@ export async function deliverCall(owed: OwedCall, options: DeliveryOptions): Pro
 }
 
 /**
- * The call is owed no more. Where replies are waited for, its answer is kept in the same statement. Nothing waits for the disk:
- * if the server crashes in the next half second, the row is back, and its call is a repeat.
+ * The call is owed no more. Where replies are waited for, its answer is kept in the same statement. Else nothing waits for the
+ * disk: if the server crashes in the next half second, the row is back, and its call is a repeat, which a bridged endpoint can't tell.
  */
 async function forget(
   { switchover, event }: OwedCall,
@@ -105,11 +105,10 @@ async function forget(
   database: Queryable,
 ): Promise<void> {
   const effectKey = effectKeyOf(switchover.consumer, event.id);
+  const withoutDisk =
+    switchover.endpoint === 'bridged' ? '' : `returning set_config('synchronous_commit', 'off', true)`;
   if (switchover.reply === undefined)
-    await database.query(
-      `delete from turnout.rpc_delivery where effect_key = $1 returning set_config('synchronous_commit', 'off', true)`,
-      [effectKey],
-    );
+    await database.query(`delete from turnout.rpc_delivery where effect_key = $1 ${withoutDisk}`, [effectKey]);
   else await settleCall(database, effectKey, done);
 }
 
