@@ -593,6 +593,63 @@ as $$
                               false, true, step_back.detail)
 $$;
 
+-- The snapshot of the newest tick before which everything of a topic was consumed; '1:1:', in which nothing is visible, if none says so.
+--   consumed  as turnout.redrive takes it
+-- A tick tells what each partition had been given in one generation, counts and generations only go up, and so the tick is looked for
+-- as in a book. Ticks that tell nothing of the source (before its first event, after a rebase) decide nothing. In a generation that a
+-- partition has left, it has had all; and one of which nothing was read is still in the first.
+create function turnout.consumed_snapshot(source text, topic text, consumed jsonb)
+returns pg_snapshot
+language plpgsql stable set search_path = pg_catalog, turnout, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  oldest integer;
+  below bigint;
+  above bigint;
+  middle bigint;
+  probe record;
+  done pg_snapshot := '1:1:';
+begin
+  select coalesce(min(coalesce(c.generation, 1)), 1) into oldest
+    from turnout.topic t
+    cross join lateral generate_series(0, t.partitions - 1) as p (partition)
+    left join lateral (
+      select max(c.generation) as generation
+      from jsonb_to_recordset(consumed_snapshot.consumed) as c (topic text, partition integer, source text, generation integer)
+      where c.source = consumed_snapshot.source and c.topic = t.name and c.partition = p.partition) c on true
+    where t.name = consumed_snapshot.topic;
+  -- Before a copy into this cluster, snapshots were those of another one: rebase_relay.
+  select coalesce(max(t.tick) filter (where t.relay = 'rebase' and t.hi::text = '1:1:'), min(t.tick) - 1), max(t.tick) + 1 into below, above
+    from turnout.relay_tick t where t.shard = 0;
+  while above - below > 1 loop
+    middle := below + (above - below) / 2;
+    select t.tick, t.lo, t.numbers, n.generation into probe
+      from turnout.relay_tick t
+      cross join lateral (select max(substr(k, length(consumed_snapshot.source) + 2)::integer) as generation
+                            from jsonb_object_keys(t.numbers) k where starts_with(k, consumed_snapshot.source || '/')) n
+      where t.shard = 0 and t.tick > below and t.tick <= middle and n.generation is not null
+      order by t.tick desc limit 1;
+    if not found then
+      below := middle;
+    elsif probe.generation > oldest or (probe.generation = oldest and exists (
+        select from jsonb_array_elements_text(probe.numbers -> (consumed_snapshot.source || '/' || oldest) -> consumed_snapshot.topic)
+               with ordinality as n (count, place)
+        where n.count::bigint > coalesce((
+          select max(case when c.generation > oldest then n.count::bigint else c.sequence end)
+          from jsonb_to_recordset(consumed_snapshot.consumed) as c (topic text, partition integer, source text, generation integer, sequence bigint)
+          where c.source = consumed_snapshot.source and c.topic = consumed_snapshot.topic and c.partition = n.place - 1
+            and c.generation >= oldest), 0))) then
+      above := probe.tick;
+    else
+      below := middle;
+      done := probe.lo;
+    end if;
+  end loop;
+  return done;
+end
+$$;
+
 -- Brings what was routed to events through the old endpoint: calls are owed for it now, and the sweeper makes them. Returns for how many events.
 --   consumed  [{"topic", "partition", "source", "generation", "sequence"}]: how far the consumer is; what it may not have had yet is
 --             taken. It is found by ticks, so some is taken that it has had: the consumer knows it by its effect key.
@@ -611,9 +668,10 @@ declare
   done pg_snapshot := '1:1:';
   redriven bigint;
 begin
-  -- Held against a stage change: `done` must not come between.
+  -- Held against a change of its endpoint. Stage changes, those of a guardrail above all, don't wait for this; that `done` doesn't come
+  -- between is seen to by turnout.rpc_open, to which all that is owed refers.
   select * into current from turnout.switchover s
-    where s.source = redrive.source and s.name = redrive.name for no key update;
+    where s.source = redrive.source and s.name = redrive.name for key share;
   if not found then
     raise exception 'Switchover % does not exist in source %.', redrive.name, redrive.source
       using errcode = 'TU002', detail = json_build_object('switchover', redrive.name, 'source', redrive.source)::text;
@@ -631,19 +689,7 @@ begin
     select coalesce(max(h.epoch), current.epoch + 1) into first_epoch from turnout.switchover_history h
       where h.source = current.source and h.switchover = current.name and h.from_stage = 'rpc' and h.to_stage <> 'rpc';
   else
-    -- The newest tick before which no partition of the topic was given more events than were consumed.
-    select t.lo into done from turnout.relay_tick t
-      where t.shard = 0 and not exists (
-        select from jsonb_each(t.numbers) g
-        cross join lateral jsonb_array_elements_text(g.value -> current.topic) with ordinality as n (count, place)
-        cross join lateral (select substr(g.key, length(current.source) + 2)::integer as generation) of
-        where starts_with(g.key, current.source || '/')
-          and n.count::bigint > coalesce((
-            select max(case when c.generation > of.generation then n.count::bigint when c.generation = of.generation then c.sequence else 0 end)
-            from jsonb_to_recordset(redrive.consumed) as c (topic text, partition integer, source text, generation integer, sequence bigint)
-            where c.source = current.source and c.topic = current.topic and c.partition = n.place - 1), 0))
-      order by t.tick desc limit 1;
-    done := coalesce(done, '1:1:');
+    done := turnout.consumed_snapshot(current.source, current.topic, redrive.consumed);
   end if;
 
   with wanted as (
@@ -673,6 +719,10 @@ begin
     values (current.source, current.name, current.epoch, current.stage, current.stage, current.percent,
             format('(calls for events: %s)', redriven), jsonb_build_object('redriven', redriven));
   return redriven;
+exception when foreign_key_violation then
+  -- It has become so meanwhile.
+  raise exception 'Switchover % is done.', current.name
+    using errcode = 'TU017', detail = json_build_object('switchover', current.name)::text;
 end
 $$;
 
