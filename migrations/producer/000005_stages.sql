@@ -330,8 +330,9 @@ begin
 end
 $$;
 
--- Keeps what a look at a switchover found, under its epoch of now. Returns the number of the check.
-create function turnout.record_check(source text, name text, for_stage text, verdict text, findings jsonb default '[]')
+-- Keeps what a look at a switchover found, under the epoch that was looked at (null: the one of now): if the stage was changed
+-- meanwhile, set_stage does not go by it. Returns the number of the check.
+create function turnout.record_check(source text, name text, for_stage text, verdict text, findings jsonb default '[]', epoch bigint default null)
 returns bigint
 language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
 as $$
@@ -340,7 +341,7 @@ declare
   recorded bigint;
 begin
   insert into turnout.switchover_check (source, switchover, epoch, for_stage, verdict, findings)
-    select s.source, s.name, s.epoch, record_check.for_stage, record_check.verdict, coalesce(record_check.findings, '[]')
+    select s.source, s.name, coalesce(record_check.epoch, s.epoch), record_check.for_stage, record_check.verdict, coalesce(record_check.findings, '[]')
     from turnout.switchover s where s.source = record_check.source and s.name = record_check.name
     returning id into recorded;
   if recorded is null then
@@ -447,9 +448,10 @@ end
 $$;
 
 -- Makes a stage change, by whomever; returns the epoch. If several things stand against it, the error is that of the first, its message
--- tells all of them, and its detail lists them under "problems".
+-- tells all of them, and its detail lists them under "problems". `expected_epoch`: refused if the stage was changed since that one;
+-- compared under the lock of the row, so nobody is overturned who came between.
 create function turnout.change_stage(source text, name text, stage text, reason text, percent numeric, force boolean,
-                                     automatic boolean, detail jsonb)
+                                     automatic boolean, detail jsonb, expected_epoch bigint)
 returns bigint
 language plpgsql set search_path = pg_catalog, turnout, pg_temp
 as $$
@@ -472,6 +474,11 @@ begin
     raise exception 'Switchover % does not exist in source %.', change_stage.name, change_stage.source
       using errcode = 'TU002', detail = json_build_object('switchover', change_stage.name, 'source', change_stage.source)::text;
   end if;
+  if change_stage.expected_epoch <> current.epoch then
+    raise exception 'Switchover % is in epoch %, and no more in %.', current.name, current.epoch, change_stage.expected_epoch
+      using errcode = 'TU035', detail = json_build_object('switchover', current.name, 'stage', current.stage, 'epoch', current.epoch,
+                                                          'expectedEpoch', change_stage.expected_epoch)::text;
+  end if;
   -- 'NaN' is above everything.
   share := case when change_stage.percent is not null then least(greatest(change_stage.percent, -1), 101) end;
   if change_stage.stage = current.stage and (current.stage <> 'ramp' or share = current.percent) then
@@ -489,9 +496,9 @@ begin
     select u.events, u.newest into undeclared from turnout.undeclared_publishers(current.source, current.name) u;
   end if;
   select * into latest from turnout.switchover_check c
-    where c.source = current.source and c.switchover = current.name and c.for_stage = change_stage.stage
+    where c.source = current.source and c.switchover = current.name and c.for_stage = change_stage.stage and c.epoch = current.epoch
     order by c.id desc limit 1;
-  if latest.epoch <> current.epoch or latest.at < clock_timestamp() - interval '10 minutes' then
+  if latest.at < clock_timestamp() - interval '10 minutes' then
     latest := null;
   end if;
   if change_stage.stage = 'done' or current.endpoint = 'bridged' then
@@ -576,21 +583,24 @@ as $$
 $$;
 
 -- Changes the stage with the next transaction; returns the new epoch, or the one there is if nothing changes.
-create or replace function turnout.set_stage(source text, name text, stage text, reason text, percent numeric default 0, force boolean default false)
+drop function turnout.set_stage(text, text, text, text, numeric, boolean);
+create or replace function turnout.set_stage(source text, name text, stage text, reason text, percent numeric default 0, force boolean default false,
+                                  expected_epoch bigint default null)
 returns bigint
 language sql volatile security definer set search_path = pg_catalog, turnout, pg_temp
 as $$
   select turnout.change_stage(set_stage.source, set_stage.name, set_stage.stage, set_stage.reason, set_stage.percent,
-                              coalesce(set_stage.force, false), false, null)
+                              coalesce(set_stage.force, false), false, null, set_stage.expected_epoch)
 $$;
 
 -- What a guardrail does: goes back to an earlier stage (in ramp: to a lower percentage), never on, with its grounds.
-create function turnout.step_back(source text, name text, stage text, reason text, detail jsonb default null, percent numeric default 0)
+create function turnout.step_back(source text, name text, stage text, reason text, detail jsonb default null, percent numeric default 0,
+                                  expected_epoch bigint default null)
 returns bigint
 language sql volatile security definer set search_path = pg_catalog, turnout, pg_temp
 as $$
   select turnout.change_stage(step_back.source, step_back.name, step_back.stage, step_back.reason, step_back.percent,
-                              false, true, step_back.detail)
+                              false, true, step_back.detail, step_back.expected_epoch)
 $$;
 
 -- The snapshot of the newest tick before which everything of a topic was consumed; '1:1:', in which nothing is visible, if none says so.

@@ -11,6 +11,10 @@ begin
       ('turnout_relay', 'select', 'switchover_check'),
       ('turnout_relay', 'select', 'switchover_history'),
       ('turnout_consumer', 'select', 'watched_table'),
+      ('turnout_reader', 'select', 'published_id'),
+      ('turnout_operator', 'select', 'published_id'),
+      ('turnout_reader', 'select', 'spare_number'),
+      ('turnout_operator', 'select', 'spare_number'),
       ('turnout_reader', 'select', 'shadow_call'),
       ('turnout_reader', 'select', 'shadow_arrival'),
       ('turnout_reader', 'select', 'shadow_count'),
@@ -37,6 +41,10 @@ begin
   for wish in
     select w.role, w.name
     from (values
+      ('turnout_publisher', 'publish_once'),
+      ('turnout_relay', 'delete_old_published_ids'),
+      ('turnout_consumer', 'note_spare_number'),
+      ('turnout_operator', 'pass_number'),
       ('turnout_publisher', 'await_replies'),
       ('turnout_publisher', 'record_reply'),
       ('turnout_publisher', 'reply_status'),
@@ -55,6 +63,9 @@ begin
       ('turnout_operator', 'watch_table'),
       ('turnout_operator', 'unwatch_table'),
       ('turnout_operator', 'record_check'),
+      -- Made anew, with one parameter more, since 000001 granted them.
+      ('turnout_operator', 'set_stage'),
+      ('turnout_operator', 'register_switchover'),
       ('turnout_operator', 'redrive'),
       ('turnout_relay', 'step_back'),
       ('turnout_consumer', 'record_callers'),

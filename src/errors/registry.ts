@@ -52,6 +52,11 @@ export const errorKinds = {
     remedy: 'Correct the definition of the switchover.',
   },
 
+  TURNOUT_ENDPOINT_DIFFERS: {
+    retryable: true,
+    remedy: 'Run `turnout switch <name> register` in stage rpc, before code that declares another endpoint is deployed.',
+  },
+
   // Publishing
   TURNOUT_EVENT_DATA_INVALID: {
     retryable: false,
@@ -110,6 +115,11 @@ export const errorKinds = {
     retryable: false,
     sqlState: 'TU024',
     remedy: 'Go one after the other: rpc, shadow, ramp, event, done; automatic changes only go back.',
+  },
+  TURNOUT_STAGE_CHANGED: {
+    retryable: false,
+    sqlState: 'TU035',
+    remedy: 'Somebody has changed the stage meanwhile: look at `turnout switch history <name>`, then decide again.',
   },
   TURNOUT_PERCENT_INVALID: {
     retryable: false,
@@ -200,6 +210,11 @@ export const errorKinds = {
   TURNOUT_UNAUTHENTICATED: {
     retryable: false,
     remedy: 'Send the credentials that the endpoint’s authenticate() expects.',
+  },
+
+  TURNOUT_PATH_AMBIGUOUS: {
+    retryable: false,
+    remedy: 'Write the path of a recorded call without encoded slashes, dots and control characters.',
   },
 
   // Envelope
@@ -315,6 +330,21 @@ export const errorKinds = {
     retryable: false,
     sqlState: 'TU031',
     remedy: 'Begin and finish an effect in one transaction, with its handler in between: the lock ends with it.',
+  },
+  TURNOUT_EVENT_ID_REUSED: {
+    retryable: false,
+    sqlState: 'TU035',
+    remedy: 'Give each event an id of its own: one id is one event of one source, type and key.',
+  },
+  TURNOUT_NUMBER_NOT_NEXT: {
+    retryable: false,
+    sqlState: 'TU036',
+    remedy: 'Pass the number after the one at which the gate stands, and only if its event will never come.',
+  },
+  TURNOUT_NUMBER_HELD: {
+    retryable: false,
+    sqlState: 'TU037',
+    remedy: 'The event is there: let it go on with turnout.retry_parked, or give it up with turnout.skip_parked.',
   },
   TURNOUT_FAILPOINT_UNKNOWN: { retryable: false, remedy: 'Use one of the names in src/lifecycle/failpoints.ts.' },
 } as const satisfies Record<string, ErrorKind>;

@@ -48,7 +48,7 @@ export async function checkSwitchover(options: CheckOptions): Promise<Switchover
   const state = await switchoverState(database, source, name);
   const facts = await collectFacts(options, state);
   const { verdict, findings } = judge(target, facts, rules);
-  if (record) await recordCheck(database, source, name, { stage: target, verdict, findings });
+  if (record) await recordCheck(database, source, name, { stage: target, verdict, findings, epoch: state.epoch });
   return {
     switchover: name,
     consumer: state.consumer,

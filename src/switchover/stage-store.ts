@@ -134,7 +134,7 @@ export interface ProblemDetails {
  * change, the error is that of the first, and `details.problems` has all. Throws TURNOUT_STAGE_UNKNOWN, TURNOUT_STAGE_FINAL,
  * TURNOUT_STAGE_ORDER, TURNOUT_STAGE_UNAVAILABLE, TURNOUT_REASON_MISSING, TURNOUT_PERCENT_INVALID, TURNOUT_SWITCHOVER_UNKNOWN,
  * TURNOUT_SINCE_MISSING, TURNOUT_CALLS_OWED, TURNOUT_CALLS_OPEN; and, unless forced, TURNOUT_UNDECLARED_PUBLISHERS,
- * TURNOUT_CHECKS_MISSING, TURNOUT_CHECKS_NOT_READY.
+ * TURNOUT_CHECKS_MISSING, TURNOUT_CHECKS_NOT_READY. With `expectedEpoch`, TURNOUT_STAGE_CHANGED if the stage was changed since.
  *
  * @example
  * await setStage(database, 'orders', 'order-confirmation', 'ramp', { percent: 5, reason: 'a week without a difference' });
@@ -149,12 +149,18 @@ export async function setStage(
     reason,
     percent = 0,
     force = false,
-  }: { readonly reason: string; readonly percent?: number; readonly force?: boolean },
+    expectedEpoch,
+  }: {
+    readonly reason: string;
+    readonly percent?: number;
+    readonly force?: boolean;
+    readonly expectedEpoch?: number;
+  },
 ): Promise<number> {
   const [row] = await stageRows<{ epoch: string }>(
     database,
-    'select turnout.set_stage($1, $2, $3, $4, $5::numeric, $6)::text as epoch',
-    [source, name, stage, reason, String(percent), force],
+    'select turnout.set_stage($1, $2, $3, $4, $5::numeric, $6, $7::bigint)::text as epoch',
+    [source, name, stage, reason, String(percent), force, expectedEpoch ?? null],
   );
   return Number(row!.epoch);
 }
@@ -162,19 +168,38 @@ export async function setStage(
 /**
  * What a guardrail does: goes back to an earlier stage, or in `ramp` to a lower percentage, with its grounds in `detail`; the
  * history says that nobody did it by hand. Gives the new epoch, or the one there is if the switchover is in that stage already.
- * Throws TURNOUT_STAGE_ORDER for a later stage, and as {@link setStage} does.
+ * Throws TURNOUT_STAGE_ORDER for a later stage, and as {@link setStage} does. `expectedEpoch` keeps it from overturning what
+ * somebody has set since it was decided.
  */
 export async function stepBack(
   database: Queryable,
   source: string,
   name: string,
   stage: Stage,
-  { reason, detail, percent = 0 }: { readonly reason: string; readonly detail?: unknown; readonly percent?: number },
+  {
+    reason,
+    detail,
+    percent = 0,
+    expectedEpoch,
+  }: {
+    readonly reason: string;
+    readonly detail?: unknown;
+    readonly percent?: number;
+    readonly expectedEpoch?: number;
+  },
 ): Promise<number> {
   const [row] = await stageRows<{ epoch: string }>(
     database,
-    'select turnout.step_back($1, $2, $3, $4, $5::jsonb, $6::numeric)::text as epoch',
-    [source, name, stage, reason, detail === undefined ? null : JSON.stringify(detail), String(percent)],
+    'select turnout.step_back($1, $2, $3, $4, $5::jsonb, $6::numeric, $7::bigint)::text as epoch',
+    [
+      source,
+      name,
+      stage,
+      reason,
+      detail === undefined ? null : JSON.stringify(detail),
+      String(percent),
+      expectedEpoch ?? null,
+    ],
   );
   return Number(row!.epoch);
 }
@@ -204,21 +229,24 @@ export interface RecordedCheck {
   readonly stage: Stage;
   readonly verdict: CheckVerdict;
   readonly findings: readonly Finding[];
+  /** The epoch that was looked at. Default: the one of now. */
+  readonly epoch?: number;
 }
 
-/** Keeps a check under the epoch of now: for ten minutes, and in this epoch, {@link setStage} goes by it. Throws TURNOUT_SWITCHOVER_UNKNOWN. */
+/** Keeps a check: for ten minutes, and only in the epoch that was looked at, {@link setStage} goes by it. Throws TURNOUT_SWITCHOVER_UNKNOWN. */
 export async function recordCheck(
   database: Queryable,
   source: string,
   name: string,
-  { stage, verdict, findings }: RecordedCheck,
+  { stage, verdict, findings, epoch }: RecordedCheck,
 ): Promise<void> {
-  await rowsOf(database, 'select turnout.record_check($1, $2, $3, $4, $5::jsonb)', [
+  await rowsOf(database, 'select turnout.record_check($1, $2, $3, $4, $5::jsonb, $6::bigint)', [
     source,
     name,
     stage,
     verdict,
     JSON.stringify(findings),
+    epoch ?? null,
   ]);
 }
 

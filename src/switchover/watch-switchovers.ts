@@ -2,11 +2,11 @@
 //
 //   evidence ─▶ breached() ─▶ step back, recorded as automatic with the numbers ─▶ alert
 //
-// Several processes may watch: each reads, and the change is made under a lock and only if the epoch is still the one that was
-// judged. So there is one step back, and never one of a stage that an operator has set since.
+// Several processes may watch: each reads, and the change is made only if, under the lock of its row, the epoch is still the one
+// that was judged. So there is one step back, and never one of a stage that an operator has set since.
 // Alerts are sent beside the loop; nothing waits for them.
 import type { Database } from '../database/index.ts';
-import { fromDatabaseError } from '../errors/index.ts';
+import { TurnoutError } from '../errors/index.ts';
 import { retryDelayMs, service, silentLogger, sleep } from '../lifecycle/index.ts';
 import type { Logger, RetryPolicy, Service } from '../lifecycle/index.ts';
 import type { Alert, OnAlert } from './alerts.ts';
@@ -15,6 +15,7 @@ import { askForEvidence, switchoverStates, unreadMs } from './facts.ts';
 import type { ConsumerView, SwitchoverState } from './facts.ts';
 import { breached, guardrailAction, guardrailWindowMs } from './guardrails.ts';
 import type { GuardrailFacts, GuardrailRules, GuardrailVerdict } from './guardrails.ts';
+import { stepBack } from './stage-store.ts';
 
 export interface GuardrailOptions<Tx = unknown> {
   readonly source: string;
@@ -153,21 +154,13 @@ async function watch<Tx>(
   const why = verdict.breaches.map((each) => each.why).join('; ');
   if (action.kind === 'step-back') {
     try {
-      const epoch = await stepBackOnce(options, state, action.to, why, verdict);
-      // Undefined: somebody else has changed the stage meanwhile.
-      if (epoch !== undefined) tell('stepped-back', why, { to: action.to });
+      // If not: somebody else has changed the stage meanwhile.
+      if (await stepBackOnce(options, state, action.to, why, verdict)) tell('stepped-back', why, { to: action.to });
       return verdict;
     } catch (error) {
-      const problem = fromDatabaseError(error);
-      logger.error('A guardrail was breached, and the way back was refused.', {
-        switchover: state.name,
-        error: problem,
-      });
+      logger.error('A guardrail was breached, and the way back was refused.', { switchover: state.name, error });
       if (!memory.toldOfBreach)
-        tell(
-          'breached',
-          `${why}; the way back was refused: ${problem instanceof Error ? problem.message : String(problem)}`,
-        );
+        tell('breached', `${why}; the way back was refused: ${error instanceof Error ? error.message : String(error)}`);
       memory.toldOfBreach = true;
       return verdict;
     }
@@ -201,34 +194,25 @@ async function read<Tx>(
   };
 }
 
-/** Steps back if the epoch is still the one that was judged; gives the new one, or undefined if it is not. */
+/** Steps back if the epoch is still the one that was judged; gives whether it was. */
 async function stepBackOnce<Tx>(
   { source, database }: GuardrailOptions<Tx>,
   { name, epoch, stage }: SwitchoverState,
   to: 'rpc' | 'shadow',
   why: string,
   { breaches, unknown }: GuardrailVerdict,
-): Promise<string | undefined> {
-  return database.transaction(async (tx) => {
-    const inside = database.within(tx);
-    await inside.query(`select pg_advisory_xact_lock(hashtext('turnout.guardrails'), hashtext($1))`, [
-      `${source}/${name}`,
-    ]);
-    // A statement of its own: its snapshot is newer than the lock.
-    const { rows } = await inside.query<{ epoch: string }>(
-      `select turnout.step_back(s.source, s.name, $4, $5, $6::jsonb)::text as epoch
-         from turnout.switchover s where s.source = $1 and s.name = $2 and s.epoch = $3::bigint`,
-      [
-        source,
-        name,
-        String(epoch),
-        to,
-        `guardrail: ${why}`,
-        JSON.stringify({ guardrail: { from: stage, breaches, unknown } }),
-      ],
-    );
-    return rows[0]?.epoch;
-  });
+): Promise<boolean> {
+  try {
+    await stepBack(database, source, name, to, {
+      reason: `guardrail: ${why}`,
+      detail: { guardrail: { from: stage, breaches, unknown } },
+      expectedEpoch: epoch,
+    });
+    return true;
+  } catch (error) {
+    if (error instanceof TurnoutError && error.code === 'TURNOUT_STAGE_CHANGED') return false;
+    throw error;
+  }
 }
 
 /** Beside the loop: what an alert does, and how long it takes, is none of the guardrail's. */

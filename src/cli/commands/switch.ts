@@ -124,10 +124,12 @@ export async function switchStage(loaded: TurnoutConfig, request: SwitchRequest,
   const start = await switchoverStart(database, source, name);
   if (stage === 'rpc' && start?.since === undefined) return await begin(loaded, request, io);
   if (start === undefined) throw await unknownSwitchover(loaded, name);
-  await prepare(loaded, request, start);
+  const promotes = await prepare(loaded, request, start);
   const epoch = await setStage(database, source, name, stage, {
     reason: request.reason ?? '',
     force: request.force,
+    // What was looked at. A way back goes on from wherever the switchover is.
+    ...(promotes ? { expectedEpoch: start.epoch } : {}),
     ...(request.percent === undefined ? {} : { percent: request.percent }),
   });
   const changed = epoch !== start.epoch;
@@ -154,22 +156,22 @@ export async function switchStage(loaded: TurnoutConfig, request: SwitchRequest,
   };
 }
 
-/** What a promotion needs beside its statement: an offset for the consumer, and a check, which is kept in the database. */
+/** What a promotion needs beside its statement: an offset for the consumer, and a check, which is kept in the database. Gives whether it is one. */
 async function prepare(
   loaded: TurnoutConfig,
   { name, stage, percent, force }: SwitchRequest,
   start: SwitchoverStart,
-): Promise<void> {
+): Promise<boolean> {
   const { broker } = loaded;
   const target = stage as Stage;
   const promotes =
     isPromotion(start.stage, target) || (target === 'ramp' && start.stage === 'ramp' && (percent ?? 0) > start.percent);
   const drains = target === 'rpc' && start.stage !== 'rpc' && start.endpoint === 'bridged' && start.order === 'key';
-  if (start.stage === 'done' || !(promotes || drains)) return;
+  if (start.stage === 'done' || !(promotes || drains)) return false;
   if ((target === 'ramp' || target === 'event') && start.since !== undefined && broker !== undefined)
     await needOffsets(broker.source(), start.consumer, start.since);
-  if (force) return;
-  await checkConfigured(loaded, name, target);
+  if (!force) await checkConfigured(loaded, name, target);
+  return promotes;
 }
 
 /**
