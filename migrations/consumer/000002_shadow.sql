@@ -69,7 +69,7 @@ create table turnout.shadow_variant (
   primary key (consumer, variant)
 );
 
--- One row a group and minute. A fingerprint stands for the kind and the places of a difference, never for values.
+-- One row a group, event type and minute. A fingerprint stands for the kind and the places of a difference, never for values.
 create table turnout.shadow_mismatch (
   consumer    text not null,
   fingerprint text not null,
@@ -81,7 +81,7 @@ create table turnout.shadow_mismatch (
   count       bigint not null,
   first_at    timestamptz not null,
   last_at     timestamptz not null,
-  primary key (consumer, fingerprint, minute, release)
+  primary key (consumer, fingerprint, minute, release, event_type)
 ) with (fillfactor = 70);
 
 create index shadow_mismatch_time on turnout.shadow_mismatch (consumer, minute);
@@ -139,8 +139,8 @@ begin
            g.paths, g.count, clock_timestamp(), clock_timestamp()
       from jsonb_to_recordset(record_shadow.gathered -> 'mismatches')
            as g (fingerprint text, kind text, "eventType" text, paths jsonb, count bigint)
-     order by g.fingerprint
-    on conflict (consumer, fingerprint, minute, release) do update set count = m.count + excluded.count, last_at = excluded.last_at;
+     order by g.fingerprint, g."eventType"
+    on conflict (consumer, fingerprint, minute, release, event_type) do update set count = m.count + excluded.count, last_at = excluded.last_at;
   -- The newest five of a group stay.
   insert into turnout.shadow_example (consumer, fingerprint, effect_key, release, expected, actual, at)
     select record_shadow.consumer, g.fingerprint, g."effectKey", record_shadow.release, g.expected, g.actual, clock_timestamp()

@@ -122,9 +122,10 @@ export function shadowRecorder<Tx>(
         count[judgement.kind]++;
         if (judgement.kind === 'matched') continue;
         const { group, expected, actual } = judgement;
-        const before = mismatches.get(group.fingerprint);
+        const place = JSON.stringify([group.fingerprint, eventType]);
+        const before = mismatches.get(place);
         if (before !== undefined) before.count++;
-        else mismatches.set(group.fingerprint, { count: 1, row: { ...group, eventType, effectKey, expected, actual } });
+        else mismatches.set(place, { count: 1, row: { ...group, eventType, effectKey, expected, actual } });
       } catch (error) {
         count.failed++;
         warn('A comparison failed; the call is as it was.', { consumer, effectKey, why: String(error) });

@@ -58,8 +58,14 @@ export interface ShadowGroup {
 export interface ShadowReportOptions {
   /** Default: since the newest release was first seen, or the stage became shadow, whichever is later. */
   readonly since?: Date;
+  /** The same as a length of time up to now, by the clock of the consumer's database: how long the stage is set. */
+  readonly withinMs?: number;
   /** How long an event may take to arrive, in milliseconds. Default 60,000. */
   readonly promisedDelayMs?: number;
+  /** Counts what is of this source only. */
+  readonly source?: string;
+  /** Counts what is of these event types only: those of one switchover. Default: all, each from its own newest stage change on. */
+  readonly eventTypes?: readonly string[];
 }
 
 /**
@@ -72,12 +78,15 @@ export interface ShadowReportOptions {
 export async function shadowReport(
   database: Queryable,
   consumer: string,
-  { since, promisedDelayMs = 60_000 }: ShadowReportOptions = {},
+  { since, withinMs, promisedDelayMs = 60_000, source, eventTypes }: ShadowReportOptions = {},
 ): Promise<ShadowReport> {
   const { rows } = await database.query<{ report: string }>(reportStatement, [
     consumer,
     since?.toISOString() ?? null,
     promisedDelayMs,
+    source ?? null,
+    eventTypes ?? null,
+    withinMs ?? null,
   ]);
   const report = JSON.parse(rows[0]!.report) as ShadowReport;
   return {
@@ -98,56 +107,73 @@ function inUtc(text: string): string {
   return Number.isNaN(at.getTime()) ? text : at.toISOString();
 }
 
-/** One statement, so that all of it is of one moment. $1: consumer, $2: since or null, $3: promised delay in milliseconds. */
+/**
+ * One statement, so that all of it is of one moment. $1: consumer, $2: since or null, $3: promised delay in milliseconds, $4: source
+ * or null, $5: event types or null, $6: milliseconds since the stage was set, or null.
+ */
 const reportStatement = `
-with starts as (
-  -- Each stage change counts the epoch up: the first event of the newest one came when the stage became shadow.
-  select (select min(a.occurred_at) from turnout.shadow_arrival a
-           where a.consumer = $1
-             and (a.source, a.epoch) in (select b.source, max(b.epoch) from turnout.shadow_arrival b where b.consumer = $1 group by b.source)) as stage,
-         n.release as newest, n.minute as release
+with arrived as not materialized (
+  select a.* from turnout.shadow_arrival a
+   where a.consumer = $1 and ($4::text is null or a.source = $4) and ($5::text[] is null or a.event_type = any ($5))
+), newest_epoch as (
+  -- Each switchover counts its own epochs: they are compared within the event types of one, or else within one event type.
+  select a.source, case when $5::text[] is null then a.event_type end as event_type, max(a.epoch) as epoch from arrived a group by 1, 2
+), stage as (
+  -- When the stage became shadow: as it is told, or when the first event of the newest epoch came. Without event type: for all.
+  select n.event_type, min(a.occurred_at) as at
+    from newest_epoch n
+    join arrived a on a.source = n.source and a.epoch = n.epoch and (n.event_type is null or a.event_type = n.event_type)
+   where $2::timestamptz is null and $6::float8 is null
+   group by n.event_type
+  union all
+  select null, statement_timestamp() - $6::float8 * interval '1 ms' where $2::timestamptz is null and $6::float8 is not null
+), starts as (
+  select (select min(s.at) from stage s) as stage, n.release as newest, n.minute as release
     from (select) as one
-    -- Two that were first seen in one minute: the one that was seen last, then the later name.
+    -- Of the whole service, whichever events it has compared since. Two that were first seen in one minute: the one that was seen
+    -- last, then the later name.
     left join lateral (select d.release, min(d.minute) as minute from turnout.shadow_count d where d.consumer = $1 and d.release <> ''
                         group by d.release order by min(d.minute) desc, max(d.minute) desc, d.release desc limit 1) n on true
 ), window_of as materialized (
   select coalesce($2::timestamptz, greatest(stage, release)) as since,
-         coalesce($2::timestamptz, greatest(stage, release), '-infinity') as start,
+         coalesce($2::timestamptz, release, '-infinity') as start,
          case when $2::timestamptz is not null then 'asked'
               when release is not null and release >= coalesce(stage, release) then 'release'
               when stage is not null then 'stage' else 'kept' end as why,
          case when $2::timestamptz is null then newest end as newest, release as newest_minute
     from starts
+), arrival as materialized (
+  select a.problem, a.sample,
+         -- Below one of its key that came before it.
+         a.place is not null and (coalesce(a.generation, 0), a.place) < lag((coalesce(a.generation, 0), a.place)) over by_key as out_of_order
+    from arrived a, window_of w
+   where a.arrived_at >= greatest(w.start, (select s.at from stage s where s.event_type is null or s.event_type = a.event_type))
+  window by_key as (partition by a.source, a.topic, a.partition, a.key, a.place is null order by a."offset")
 ), called as (
   select c.effect_key, c.called_at
     from turnout.shadow_call c, window_of w
-   where c.consumer = $1 and c.called_at >= w.start
-     and c.bucket < (select coalesce(min(a.sample), 10000) from turnout.shadow_arrival a, window_of v
-                      where a.consumer = $1 and a.arrived_at >= v.start)
+   where c.consumer = $1 and ($5::text[] is null or c.event_type = any ($5))
+     and c.called_at >= greatest(w.start, (select s.at from stage s where s.event_type is null or s.event_type = c.event_type))
+     and c.bucket < (select coalesce(min(a.sample), 10000) from arrival a)
 ), delivery as (
   select c.called_at, a.arrived_at, case when a.arrived_at is not null then greatest(0, extract(epoch from a.arrived_at - a.occurred_at) * 1000) end as delay
     from called c left join turnout.shadow_arrival a on a.consumer = $1 and a.effect_key = c.effect_key
-), arrival as (
-  select a.problem,
-         -- Below one of its key that came before it.
-         a.place is not null and (coalesce(a.generation, 0), a.place) < lag((coalesce(a.generation, 0), a.place)) over by_key as out_of_order
-    from turnout.shadow_arrival a, window_of w
-   where a.consumer = $1 and a.arrived_at >= w.start
-  window by_key as (partition by a.source, a.topic, a.partition, a.key, a.place is null order by a."offset")
 ), waived as (
   select w.fingerprint, w.until from turnout.shadow_waiver w where w.consumer = $1 and w.until > clock_timestamp()
 ), counted as (
   select coalesce(sum(n.matched), 0)::bigint as matched, coalesce(sum(n.mismatched), 0)::bigint as mismatched,
          coalesce(sum(n.failed), 0)::bigint as failed, coalesce(sum(n.skipped), 0)::bigint as skipped
     from turnout.shadow_count n, window_of w
-   where n.consumer = $1 and n.minute > w.start - interval '1 minute'
+   where n.consumer = $1 and ($5::text[] is null or n.event_type = any ($5))
+     and n.minute > greatest(w.start, (select s.at from stage s where s.event_type is null or s.event_type = n.event_type)) - interval '1 minute'
      -- In the minute of a deploy both have run: what the old release did then says nothing about the new one.
      and (w.newest is null or n.release = w.newest or n.minute <> w.newest_minute)
 ), mismatch as (
   select m.fingerprint, min(m.kind) as kind, min(m.event_type) as event_type, (array_agg(m.paths order by m.minute desc))[1] as paths,
          sum(m.count)::bigint as count, min(m.first_at) as first_at, max(m.last_at) as last_at
     from turnout.shadow_mismatch m, window_of w
-   where m.consumer = $1 and m.minute > w.start - interval '1 minute'
+   where m.consumer = $1 and ($5::text[] is null or m.event_type = any ($5))
+     and m.minute > greatest(w.start, (select s.at from stage s where s.event_type is null or s.event_type = m.event_type)) - interval '1 minute'
      and (w.newest is null or m.release = w.newest or m.minute <> w.newest_minute)
    group by m.fingerprint
 ), forgiven as (
@@ -180,9 +206,17 @@ select json_build_object(
       from (select coalesce(n.variant, e.variant) as variant, coalesce(n.compared, 0) as compared, e.variant is not null as expected
               from (select n.variant, sum(n.matched + n.mismatched)::bigint as compared
                       from turnout.shadow_count n, window_of w
-                     where n.consumer = $1 and n.minute > w.start - interval '1 minute' and n.variant <> ''
+                     where n.consumer = $1 and n.variant <> '' and ($5::text[] is null or n.event_type = any ($5))
+                       and n.minute > greatest(w.start, (select s.at from stage s where s.event_type is null or s.event_type = n.event_type)) - interval '1 minute'
                        and (w.newest is null or n.release = w.newest or n.minute <> w.newest_minute) group by n.variant) n
-              full join (select x.variant from turnout.shadow_variant x where x.consumer = $1) e on e.variant = n.variant) v),
+              full join (
+                select x.variant from turnout.shadow_variant x
+                 where x.consumer = $1
+                   -- Handlers declare variants for all their events: one that only other event types have is none of these.
+                   and ($5::text[] is null
+                        or exists (select from turnout.shadow_count o where o.consumer = $1 and o.variant = x.variant and o.event_type = any ($5))
+                        or not exists (select from turnout.shadow_count o where o.consumer = $1 and o.variant = x.variant))) e
+                on e.variant = n.variant) v),
   'groups', (
     select coalesce(json_agg(json_strip_nulls(json_build_object('fingerprint', m.fingerprint, 'kind', m.kind, 'eventType', m.event_type,
                              'paths', m.paths, 'count', m.count, 'firstAt', m.first_at, 'lastAt', m.last_at, 'waivedUntil', w.until))::jsonb
