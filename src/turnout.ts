@@ -81,7 +81,10 @@ export interface Published {
 }
 
 export interface EventOptions {
-  /** A UUID of the caller's choice; by default a random one. */
+  /**
+   * A UUID of the caller's choice; by default a random one. An event with an id is published once, however often it is published: again, it
+   * writes nothing and gives what was written the first time. For 30 days, unless the outbox's keeper was told otherwise.
+   */
   readonly id?: string;
   /** Carried with the event, beside Turnout's own. */
   readonly headers?: Readonly<Record<string, string>>;
@@ -107,8 +110,8 @@ export interface Turnout<Tx, Open = Tx> {
    * Publishes an event in the caller's transaction. Resolves once the server has answered; the event goes out if and
    * when the transaction commits. With a transaction that Turnout can't see the end of, {@link deliver} starts the calls.
    * Throws TURNOUT_EVENT_DATA_INVALID, TURNOUT_KEY_MISSING, TURNOUT_PAYLOAD_TOO_LARGE, TURNOUT_EVENT_TYPE_UNREGISTERED,
-   * TURNOUT_SOURCE_UNREGISTERED, TURNOUT_SWITCHOVER_UNKNOWN, TURNOUT_SWITCHOVER_TYPE_MISSING, TURNOUT_TRANSACTION_REQUIRED,
-   * TURNOUT_TRANSACTION_ABORTED.
+   * TURNOUT_SOURCE_UNREGISTERED, TURNOUT_SWITCHOVER_UNKNOWN, TURNOUT_SWITCHOVER_TYPE_MISSING, TURNOUT_EVENT_ID_REUSED,
+   * TURNOUT_TRANSACTION_REQUIRED, TURNOUT_TRANSACTION_ABORTED.
    *
    * @example
    * const published = await turnout.transaction(async (tx) => {
@@ -213,7 +216,9 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
     }));
     const queryable = database.within(tx);
     const events = await publishEvents(queryable, { source, switchovers, deliver: switchovers.length > 0 }, requests);
-    const awaited = events.flatMap(({ stamps }) => stamps.filter((stamp) => repliesOf(byName, stamp)));
+    const awaited = events
+      .filter(({ isKnown }) => !isKnown)
+      .flatMap(({ stamps }) => stamps.filter((stamp) => repliesOf(byName, stamp)));
     if (awaited.length > 0) await awaitReplies(queryable, awaited);
     const all = events.map((event) => {
       const own = ownCalls(event, source, byName, queue);
@@ -244,7 +249,8 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
       const list = Array.isArray(published) ? (published as readonly Published[]) : [published as Published];
       const owns = list.map((each) => ownOf.get(each)).filter((own) => own !== undefined);
       const owed = await owedOf(database, owns, logger);
-      await Promise.all([...(owed ?? [])].map((own) => own.start()));
+      if (owed === undefined) return;
+      await Promise.all(owns.filter((own) => isOwed(own, owed)).map((own) => own.start(owed)));
     },
     async replyStatus(effectKey) {
       return statusOf((await readReplies(database, [effectKey]))[0]);
@@ -267,8 +273,13 @@ interface Own {
   readonly effectKeys: readonly string[];
   /** Whether every endpoint knows a call that comes twice. */
   readonly bearsRepeats: boolean;
-  /** Makes the calls; resolves when they are over and written down. Called again, does nothing more. */
-  start(): Promise<void>;
+  /** Whether it was published before: its calls may be over, or others may be at them. */
+  readonly isKnown: boolean;
+  /**
+   * Makes the calls; of an event that was published before, those that are owed. Resolves when they are over and written down.
+   * Called again, does nothing more.
+   */
+  start(owed?: ReadonlySet<string>): Promise<void>;
   /** Makes none of them, and says why to those who ask. */
   leave(why: string): void;
   discard(): void;
@@ -284,10 +295,11 @@ function ownCalls(
   byName: ReadonlyMap<string, SwitchoverDefinition>,
   queue: CallQueue,
 ): Own {
-  const { id, type, version, topic, key, time, data, headers } = published;
+  const { id, type, version, topic, key, time, data, headers, isKnown } = published;
   const event: TurnoutEvent = { id, type, version, source, topic, key, time, data, headers };
   const calls = published.stamps
-    .filter(({ route }) => route === 'rpc')
+    // A known event may have stamps of switchovers that this code doesn't have (any more).
+    .filter(({ route, switchover }) => route === 'rpc' && byName.has(switchover))
     .map((stamp) => {
       const answer = deferred<Delivered>();
       // Nobody need ask.
@@ -301,10 +313,19 @@ function ownCalls(
     discarded: discarded.promise,
     effectKeys: calls.map(({ stamp }) => stamp.effectKey),
     bearsRepeats: calls.every(({ switchover }) => switchover.endpoint !== 'bridged'),
+    isKnown,
     answers: new Map(calls.map(({ stamp, answer }) => [stamp.switchover, answer.promise])),
-    start() {
+    start(owed) {
       started ??= Promise.all(
         calls.map(async ({ stamp, switchover, answer }) => {
+          // Who published it first may be at it, and a bridged endpoint doesn't know a call that comes twice.
+          if (isKnown && (switchover.endpoint === 'bridged' || owed?.has(stamp.effectKey) !== true)) {
+            answer.resolve({
+              kind: 'pending',
+              why: 'it was published before: its call is over, or made by others',
+            });
+            return;
+          }
           const { answered, over } = queue.add({
             switchover,
             event,
@@ -447,16 +468,16 @@ function starter(database: Queryable, logger: Logger): Starter {
   // Look-ups may overtake each other, starts must not: calls of one key are queued in the order of their commits.
   let inOrder: Promise<void> = Promise.resolve();
 
-  function start(own: Own, isOwed: boolean | undefined): void {
-    if (isOwed === undefined) own.leave('it could not be seen whether the transaction was committed');
-    else if (isOwed) void own.start();
+  function start(own: Own, owed: ReadonlySet<string> | undefined): void {
+    if (owed === undefined) own.leave('it could not be seen whether the transaction was committed');
+    else if (own.isKnown || isOwed(own, owed)) void own.start(owed);
     else own.leave('nothing is owed for it: it was rolled back, or another process has made the call');
   }
 
   function startLater(committed: readonly Own[], whole = false): void {
     const calling = committed.filter(({ effectKeys }) => effectKeys.length > 0);
     if (calling.length === 0) return;
-    gathered.push(...calling.map((own) => ({ own, isThere: whole && own.bearsRepeats })));
+    gathered.push(...calling.map((own) => ({ own, isThere: whole && own.bearsRepeats && !own.isKnown })));
     if (gathered.length > calling.length) return;
     const before = inOrder;
     inOrder = Promise.resolve().then(async () => {
@@ -464,7 +485,7 @@ function starter(database: Queryable, logger: Logger): Starter {
       const unsure = told.filter(({ isThere }) => !isThere).map(({ own }) => own);
       const owed = await owedOf(database, unsure, logger);
       await before;
-      for (const { own, isThere } of told) start(own, isThere || (owed === undefined ? undefined : owed.has(own)));
+      for (const { own, isThere } of told) start(own, isThere ? new Set(own.effectKeys) : owed);
     });
   }
 
@@ -473,8 +494,13 @@ function starter(database: Queryable, logger: Logger): Starter {
   });
 }
 
-/** The events for which a call is owed, as far as others can see; undefined if that could not be read. */
-async function owedOf(database: Queryable, owns: readonly Own[], logger: Logger): Promise<Set<Own> | undefined> {
+/** Whether one of its calls is owed. */
+function isOwed({ effectKeys }: Own, owed: ReadonlySet<string>): boolean {
+  return effectKeys.some((key) => owed.has(key));
+}
+
+/** The effect keys for which a call is owed, as far as others can see; undefined if that could not be read. */
+async function owedOf(database: Queryable, owns: readonly Own[], logger: Logger): Promise<Set<string> | undefined> {
   const effectKeys = owns.flatMap((own) => own.effectKeys);
   if (effectKeys.length === 0) return new Set();
   try {
@@ -482,8 +508,7 @@ async function owedOf(database: Queryable, owns: readonly Own[], logger: Logger)
       'select d.effect_key from turnout.rpc_delivery d where d.effect_key = any (array(select json_array_elements_text($1::text::json)))',
       [JSON.stringify(effectKeys)],
     );
-    const owed = new Set(rows.map((row) => row.effect_key));
-    return new Set(owns.filter((own) => own.effectKeys.some((key) => owed.has(key))));
+    return new Set(rows.map((row) => row.effect_key));
   } catch (error) {
     logger.warn('It could not be seen whether a transaction was committed; the sweeper makes its calls.', { error });
     return undefined;

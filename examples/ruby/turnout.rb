@@ -34,7 +34,7 @@ module Turnout
   # calls. The sweeper (`turnout run`) makes those that are owed.
   def publish(connection, source, type, version, key, data, switchovers: [], headers: nil, id: nil)
     sql = <<~SQL
-      select turnout.publish($1, $2, $3::integer, $4, $5::json, $6::jsonb, $7::text[], coalesce($8::uuid, gen_random_uuid()))
+      select turnout.publish($1, $2, $3::integer, $4, $5::json, $6::jsonb, $7::text[], $8::uuid)
     SQL
     names = PG::TextEncoder::Array.new.encode(switchovers)
     connection.exec_params(sql, [source, type, version, key, JSON.generate(data), headers && JSON.generate(headers), names, id]).getvalue(0, 0)

@@ -19,6 +19,8 @@ export interface PublishedEvent {
   readonly headers: Readonly<Record<string, string>>;
   /** One for each switchover that was declared for the event's type. */
   readonly stamps: readonly PublishedStamp[];
+  /** Its id was published before, by this transaction or another: this is what was written then, and nothing was written now. */
+  readonly isKnown: boolean;
 }
 
 /** Which way the event goes to one consumer in switchover. */
@@ -52,10 +54,16 @@ export interface PublishOptions {
 interface PublishedRow {
   readonly seq: string;
   readonly id: string;
+  readonly version: number;
   readonly topic: string;
   readonly key: string | null;
   readonly ms: string;
   readonly stamps: string;
+  /** These three only where ids were given. */
+  readonly is_known?: boolean;
+  /** Of a known event, while the outbox has it. */
+  readonly data?: string | null;
+  readonly headers?: string | null;
 }
 
 interface StoredStamp extends Omit<PublishedStamp, 'turn' | 'shadow'> {
@@ -66,19 +74,28 @@ interface StoredStamp extends Omit<PublishedStamp, 'turn' | 'shadow'> {
 
 // Text in, text out: what the user has told the driver about types changes nothing.
 const publishStatement = `
-  select p.seq, p.id::text as id, p.topic, p.key,
+  select p.seq, p.id::text as id, p.version, p.topic, p.key,
          (extract(epoch from p.occurred_at) * 1000)::bigint::text as ms, p.stamps::text as stamps
   from turnout.publish_events($1, $2::text::json, deliver => $3::text::boolean) p
   order by p.seq::bigint`;
+
+/** For events of which some have ids of their own, which are published once. Known ones have lower numbers than new ones beside them. */
+const publishOnceStatement = `
+  select p.seq, p.id::text as id, p.version, p.topic, p.key,
+         (extract(epoch from p.occurred_at) * 1000)::bigint::text as ms, p.stamps::text as stamps,
+         p.is_known, p.data::text as data, p.headers::text as headers
+  from turnout.publish_once($1, $2::text::json, deliver => $3::text::boolean) p
+  order by p.place`;
 
 /**
  * Writes events to the outbox in the caller's transaction, in the order given, with one round trip. Resolves once the
  * server has answered; the events are published if and when the transaction commits.
  *
- * Keyed events are serialised with all others of their key until the transaction ends.
+ * Keyed events are serialised with all others of their key until the transaction ends. An event with an id of the caller's is
+ * published once: again, it gives what was written the first time.
  * Throws TURNOUT_EVENT_DATA_INVALID, TURNOUT_KEY_MISSING, TURNOUT_PAYLOAD_TOO_LARGE (before anything is sent),
  * TURNOUT_SOURCE_UNREGISTERED, TURNOUT_EVENT_TYPE_UNREGISTERED, TURNOUT_SWITCHOVER_UNKNOWN,
- * TURNOUT_SWITCHOVER_TYPE_MISSING, TURNOUT_TOO_MANY_KEYS, TURNOUT_TRANSACTION_ABORTED.
+ * TURNOUT_SWITCHOVER_TYPE_MISSING, TURNOUT_EVENT_ID_REUSED, TURNOUT_TOO_MANY_KEYS, TURNOUT_TRANSACTION_ABORTED.
  *
  * @example
  * const [placed] = await publishEvents(database.within(tx), { source: 'orders', switchovers: [], deliver: false }, [
@@ -98,28 +115,42 @@ export async function publishEvents(
       return switchovers.length === 0 ? event : { ...event, switchovers: switchovers.map(({ name }) => name) };
     }),
   );
-  const rows = await publishRows(tx, [options.source, json, String(options.deliver)]);
+  const statement = events.some(({ id }) => id !== undefined) ? publishOnceStatement : publishStatement;
+  const rows = await publishRows(tx, statement, [options.source, json, String(options.deliver)]);
   const stored = JSON.parse(json) as { data: unknown }[];
   return events.map((event, index) => {
     const row = rows[index]!;
     return {
       id: row.id,
       type: event.type,
-      version: event.version,
+      version: Number(row.version),
       topic: row.topic,
       key: row.key,
       seq: BigInt(row.seq),
       time: new Date(Number(row.ms)),
-      data: stored[index]!.data,
-      headers: event.headers ?? {},
+      ...contentOf(row, stored[index]!.data, event.headers),
       stamps: (JSON.parse(row.stamps) as StoredStamp[]).map(stampOf),
+      isKnown: row.is_known === true,
     };
   });
 }
 
-async function publishRows(tx: Queryable, values: string[]): Promise<PublishedRow[]> {
+/** What was published the first time: a client's second try may say it in other words, and calls that are owed must not. */
+function contentOf(
+  { data, headers }: PublishedRow,
+  given: unknown,
+  givenHeaders: Readonly<Record<string, string>> = {},
+): Pick<PublishedEvent, 'data' | 'headers'> {
+  if (typeof data !== 'string') return { data: given, headers: givenHeaders };
+  return {
+    data: JSON.parse(data) as unknown,
+    headers: typeof headers === 'string' ? (JSON.parse(headers) as Record<string, string>) : {},
+  };
+}
+
+async function publishRows(tx: Queryable, statement: string, values: string[]): Promise<PublishedRow[]> {
   try {
-    return (await tx.query<PublishedRow>(publishStatement, values)).rows;
+    return (await tx.query<PublishedRow>(statement, values)).rows;
   } catch (error) {
     throw publishError(error);
   }

@@ -7,6 +7,8 @@ export interface OutboxKeeperOptions {
   readonly database: Database;
   /** How long published events stay in the outbox, in milliseconds; default 7 days. Longer than the longest outage of a consumer. */
   readonly retentionMs?: number;
+  /** For how long an id of a publisher's choice is published only once, in milliseconds; default 30 days. Longer than clients retry. */
+  readonly idRetentionMs?: number;
   /** How often it looks, in milliseconds; default 30,000. */
   readonly everyMs?: number;
   readonly logger?: Logger;
@@ -15,19 +17,26 @@ export interface OutboxKeeperOptions {
 /** Rows of the outbox that must fit before the keeper says that it can't keep up: a full outbox refuses every event. */
 const fewRowsLeft = 1_000_000n;
 const tickRetention = '1 day';
+const dayMs = 24 * 3_600_000;
 const deletedAtOnce = 5_000;
 const dropEveryMs = 3_600_000;
 
 /**
- * Keeps the outbox in shape: makes partitions ahead, empties those that are older than `retentionMs`, deletes old ticks and
- * stamps in small batches. Every process may run one; what one is doing, the others leave alone.
+ * Keeps the outbox in shape: makes partitions ahead, empties those that are older than `retentionMs`, deletes old ticks, stamps,
+ * replies and published ids in small batches. Every process may run one; what one is doing, the others leave alone.
  * A partition is emptied only if all of it is published, and no call is owed for one of its events.
  *
  * @example
  * const keeper = outboxKeeper({ database, retentionMs: 3 * 24 * 3_600_000 });
  */
 export function outboxKeeper(options: OutboxKeeperOptions): Service {
-  const { database, retentionMs = 7 * 24 * 3_600_000, everyMs = 30_000, logger = jsonLogger } = options;
+  const {
+    database,
+    retentionMs = 7 * dayMs,
+    idRetentionMs = 30 * dayMs,
+    everyMs = 30_000,
+    logger = jsonLogger,
+  } = options;
 
   return service('outbox keeper', async (signal, ready) => {
     // Empty partitions whose stamps are gone too: looking for those at every round would be a scan each time.
@@ -49,6 +58,12 @@ export function outboxKeeper(options: OutboxKeeperOptions): Service {
           database,
           "select turnout.delete_old_replies($1::double precision * interval '1 millisecond', $2::integer)::text as n",
           [retentionMs],
+          signal,
+        );
+        await inBatches(
+          database,
+          "select turnout.delete_old_published_ids($1::double precision * interval '1 millisecond', $2::integer)::text as n",
+          [idRetentionMs],
           signal,
         );
         if (swept.size > 0 && performance.now() - lastDrop >= dropEveryMs) {
