@@ -61,15 +61,19 @@ export function tellerOf(stage: Stage): Teller {
     async promote(service, request) {
       command(service, request);
       const told = new Set<string>();
-      await until(`stage ${request.stage} of ${switchoverOf[service]}`, async () => {
-        const refusal = await world.switchTo(service, request);
-        for (const { check, verdict, why } of refusal?.findings ?? []) {
-          if (!told.has(check)) view.say(`  not yet: ${check}: ${verdict}: ${why}`);
-          told.add(check);
-        }
-        if (refusal !== undefined) await delay(1_000, undefined, { signal });
-        return refusal === undefined;
-      });
+      await until(
+        `stage ${request.stage} of ${switchoverOf[service]}`,
+        async () => {
+          const refusal = await world.switchTo(service, request);
+          for (const { check, verdict, why } of refusal?.findings ?? []) {
+            if (!told.has(check)) view.say(`  not yet: ${check}: ${verdict}: ${why}`);
+            told.add(check);
+          }
+          if (refusal !== undefined) await delay(1_000, undefined, { signal });
+          return refusal === undefined;
+        },
+        180_000,
+      );
     },
     tryTo(service, request) {
       command(service, request);
