@@ -205,6 +205,7 @@ language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
 as $$
 #variable_conflict use_column
 declare
+  first_outcome jsonb := '{}';
   given jsonb := (select coalesce(jsonb_object_agg(lower(h.key), trim(h.value)), '{}') from jsonb_each_text(begin_call.headers) h);
   names constant text[] := array['idempotency-key', 'turnout-consumer', 'turnout-event-id', 'turnout-event-type', 'turnout-event-source',
                                  'turnout-event-topic', 'turnout-event-time'];
@@ -274,15 +275,19 @@ begin
   effect := null;
   answer_headers := '{"content-type": "application/json"}';
   body := '{}';
+  if why = 'repeat' and entry.outcome <> 'applied' then
+    -- Else a repeat of what was given up would look like one of what was done.
+    first_outcome := jsonb_build_object('turnout-first-outcome', entry.outcome);
+  end if;
   if why = 'repeat' and entry.answer is not null then
     stored := entry.answer::jsonb;
     status := (stored ->> 'status')::integer;
-    answer_headers := (stored -> 'headers') || '{"turnout-outcome": "duplicate"}';
+    answer_headers := (stored -> 'headers') || first_outcome || '{"turnout-outcome": "duplicate"}';
     body := coalesce(stored ->> 'body', '');
     encoding := coalesce(stored ->> 'encoding', 'text');
   elsif why in ('repeat', 'duplicate') then
-    status := case when entry.outcome = 'rejected' then 422 else 200 end;
-    answer_headers := answer_headers || '{"turnout-outcome": "duplicate"}';
+    status := case when first_outcome <> '{}' then 422 else 200 end;
+    answer_headers := answer_headers || first_outcome || '{"turnout-outcome": "duplicate"}';
   elsif why = 'skip' then
     status := 200;
     answer_headers := answer_headers || '{"turnout-outcome": "skipped"}';

@@ -208,7 +208,8 @@ export function verdictOf(
     case 'repeat':
       return { kind: 'done', outcome: decision.outcome, answer, repeated: true };
     case 'duplicate':
-      return { kind: 'done', outcome: 'skipped', answer: null, repeated: true };
+      // It had its effect then, as far as anybody can tell.
+      return { kind: 'done', outcome: 'applied', answer: null, repeated: true };
     case 'skip':
       return { kind: 'done', outcome: 'skipped', answer: null, repeated: false };
     case 'halt': {

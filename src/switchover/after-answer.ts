@@ -1,7 +1,7 @@
 import type { Turn } from '../event/index.ts';
 import { isDefinitiveOfBridged, meaningOf } from './bridged-answer.ts';
 import type { EndpointKind } from './bridged-answer.ts';
-import { parseTurn, readOutcome } from './call-headers.ts';
+import { isRejected, parseTurn, readOutcome } from './call-headers.ts';
 import type { AnsweredOutcome } from './call-headers.ts';
 
 /** How a call ended at the caller: with an answer of whoever, or with none. */
@@ -10,7 +10,7 @@ export type Answered =
   | { readonly kind: 'failed'; readonly why: string };
 
 export type Next =
-  /** The consumer's gate has an outcome: the call is owed no more. */
+  /** The consumer's gate has an outcome: the call is owed no more. `rejected`: the effect was not had, and won't be. */
   | { readonly kind: 'done'; readonly outcome: AnsweredOutcome; readonly rejected: boolean }
   /** The effect, or another one of its key, is being applied: ask again shortly. */
   | { readonly kind: 'poll' }
@@ -40,7 +40,7 @@ export function afterAnswer(turn: Turn | undefined, answered: Answered, callee: 
   const { status, headers } = answered;
   const outcome = readOutcome(headers);
   if (outcome !== undefined)
-    return { kind: 'done', outcome, rejected: outcome === 'rejected' || (outcome === 'duplicate' && status >= 400) };
+    return { kind: 'done', outcome, rejected: isRejected(outcome, status) };
   const error = headers['turnout-error']?.trim();
   if (error === undefined && callee.endpoint === 'bridged') return afterBridgedAnswer(status, callee);
   if (error === undefined) {

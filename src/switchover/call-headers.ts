@@ -1,9 +1,10 @@
 // What goes with a call and what comes back, in HTTP headers. Names in lower case; HTTP does not mind.
 //
 //   request                                          answer
-//   idempotency-key     "email.7d9f…"                turnout-outcome      applied | rejected | skipped | dead | duplicate
-//   turnout-consumer    email                        turnout-last-number  1.16         with 425
-//   turnout-event-id, -type, -source, -topic         turnout-error        TURNOUT_…    when the gate itself refuses
+//   idempotency-key     "email.7d9f…"                turnout-outcome        applied | rejected | skipped | dead | duplicate
+//   turnout-consumer    email                        turnout-first-outcome  rejected | skipped | dead   with duplicate
+//   turnout-event-id, -type, -source, -topic         turnout-last-number    1.16                        with 425
+//                                                    turnout-error          TURNOUT_…                   when the gate itself refuses
 //   turnout-event-key   percent-encoded, if any
 //   turnout-event-time  2026-11-20T10:00:00.123Z
 //   turnout-key-number  1.17   generation and number, of ordered switchovers
@@ -17,10 +18,18 @@ export type AnsweredOutcome = 'applied' | 'rejected' | 'skipped' | 'dead' | 'dup
 
 const outcomes: readonly string[] = ['applied', 'rejected', 'skipped', 'dead', 'duplicate'];
 
-/** The outcome that an answer carries, if it is one. */
+/** The outcome that an answer carries, if it is one. A repeat of what was given up is no `duplicate` of anything: it says how it ended. */
 export function readOutcome(headers: Readonly<Record<string, string>>): AnsweredOutcome | undefined {
   const outcome = headers['turnout-outcome']?.trim();
-  return outcome !== undefined && outcomes.includes(outcome) ? (outcome as AnsweredOutcome) : undefined;
+  if (outcome === undefined || !outcomes.includes(outcome)) return undefined;
+  const first = headers['turnout-first-outcome']?.trim();
+  if (outcome === 'duplicate' && (first === 'skipped' || first === 'dead')) return first;
+  return outcome as AnsweredOutcome;
+}
+
+/** Whether the effect was not had, and won't be: refused by the handler, or given up. `status` tells it of a repeat. */
+export function isRejected(outcome: AnsweredOutcome, status: number): boolean {
+  return outcome === 'duplicate' ? status >= 400 : outcome !== 'applied';
 }
 
 export function formatTurn({ generation, number }: Turn): string {

@@ -58,10 +58,12 @@ interface KeptAnswer {
 }
 
 function stored(kept: KeptAnswer | null, outcome: Effect['outcome'], repeated: boolean): GateAnswer {
-  const headers = { 'turnout-outcome': repeated ? 'duplicate' : outcome };
+  // Else a repeat of what was given up would look like one of what was done.
+  const first = repeated && outcome !== 'applied' ? { 'turnout-first-outcome': outcome } : undefined;
+  const headers = { 'turnout-outcome': repeated ? 'duplicate' : outcome, ...first };
   // It came as an event, or was skipped: nobody answered. An object is what most callers can parse.
   if (kept === null) {
-    const status = outcome === 'rejected' ? 422 : 200;
+    const status = outcome === 'rejected' || first !== undefined ? 422 : 200;
     return {
       kind: 'gate',
       status,

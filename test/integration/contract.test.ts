@@ -9,6 +9,7 @@ import type { Stamp, TurnoutEvent } from '../../src/event/index.ts';
 import { apply, heldThatCanGoOn } from '../../src/inbox/index.ts';
 import { decide } from '../../src/inbox/decide.ts';
 import type { Gate, KnownEffect } from '../../src/inbox/decide.ts';
+import { answerTo } from '../../src/switchover/gate-answer.ts';
 import { callHeaders } from '../../src/switchover/index.ts';
 import { pgDatabase } from '../../adapters/pg/index.ts';
 import { migrated } from '../support/migrated.ts';
@@ -599,6 +600,23 @@ describe('a consumer that knows only SQL', () => {
     expect(
       (await pool.query(`select from turnout.held h where h.consumer = 'c6' and h.reason = 'parked'`)).rowCount,
     ).toBe(4);
+  });
+
+  test.each(['dead', 'skipped', 'rejected', 'applied'])('a repeat says how it ended: %s', async (outcome) => {
+    const event = eventOf('k9');
+    await inTransaction((tx) =>
+      tx.query(
+        `select turnout.record_outcome('c9', $1, $2, $3, $4, 'orders', 'orders', 'k9', null, null, 'event', $5, null, null, null, 1)`,
+        [`c9.${event.id}`, event.time, event.id, event.type, outcome],
+      ),
+    );
+    const given = answerTo({ kind: 'done', outcome: outcome as 'dead', answer: null, repeated: true }, undefined);
+    const told = await call('c9', event, undefined);
+    expect(told).toMatchObject({ status: (given as { status: number }).status });
+    const saysOutcome = (headers: object) => Object.entries(headers).filter(([name]) => name.endsWith('outcome'));
+    expect(new Map(saysOutcome(told.answer_headers!))).toEqual(
+      new Map(saysOutcome((given as { headers: object }).headers)),
+    );
   });
 
   test('what is old and unknown is never applied; a key that should know it stops', async () => {

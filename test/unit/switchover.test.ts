@@ -125,8 +125,24 @@ describe('afterAnswer', () => {
   test.each<[string, Answered, Partial<Next>]>([
     ['applied', own(201, { 'turnout-outcome': 'applied' }), done('applied')],
     ['rejected', own(404, { 'turnout-outcome': 'rejected' }), done('rejected', true)],
-    ['skipped', own(200, { 'turnout-outcome': 'skipped' }), done('skipped')],
-    ['dead', own(200, { 'turnout-outcome': 'dead' }), done('dead')],
+    // Given up is not done.
+    ['skipped', own(200, { 'turnout-outcome': 'skipped' }), done('skipped', true)],
+    ['dead', own(200, { 'turnout-outcome': 'dead' }), done('dead', true)],
+    [
+      'a repeat of what was given up',
+      own(200, { 'turnout-outcome': 'duplicate', 'turnout-first-outcome': 'dead' }),
+      done('dead', true),
+    ],
+    [
+      'a repeat of what was skipped',
+      own(422, { 'turnout-outcome': 'duplicate', 'turnout-first-outcome': 'skipped' }),
+      done('skipped', true),
+    ],
+    [
+      'a repeat with a first outcome that is none',
+      own(200, { 'turnout-outcome': 'duplicate', 'turnout-first-outcome': 'fine' }),
+      done('duplicate'),
+    ],
     ['a repeat of what was applied', own(201, { 'turnout-outcome': 'duplicate' }), done('duplicate')],
     ['a repeat of what was rejected', own(404, { 'turnout-outcome': 'duplicate' }), done('duplicate', true)],
     [

@@ -1,3 +1,4 @@
+import { isRejected } from '../call-headers.ts';
 import type { AnsweredOutcome } from '../call-headers.ts';
 import type { KeptReply, KnownReply } from './reply-store.ts';
 
@@ -6,7 +7,7 @@ export type ReplyStatus =
   /** A reply event came. */
   | { readonly status: 'done'; readonly route: 'event'; readonly reply: unknown }
   /**
-   * The call was answered. `reply` is missing if the answer was not kept (over 64 kB, or no JSON), `outcome` too if somebody
+   * The call was answered; `rejected` also if the effect was given up (`outcome` is `dead` or `skipped`). `reply` is missing if the answer was not kept (over 64 kB, or no JSON), `outcome` too if somebody
    * ended the call who keeps no answers: a process of a version before the reply was declared.
    */
   | {
@@ -37,7 +38,7 @@ export function statusOf(known: KnownReply | undefined): ReplyStatus {
     return known.route === 'rpc' && !known.isOwed ? { status: 'done', route: 'rpc' } : { status: 'pending' };
   }
   const { outcome, answer } = known.call;
-  const rejected = outcome === 'rejected' || (outcome === 'duplicate' && (answer?.status ?? 200) >= 400);
+  const rejected = isRejected(outcome, answer?.status ?? 200);
   return {
     status: rejected ? 'rejected' : 'done',
     route: 'rpc',
