@@ -169,15 +169,25 @@ test('check tells each finding with its number and what to do; cleanup lists cod
     stage: 'rpc',
     code: [{ path: 'moves.ts', line: 1, kind: 'definition' }],
     callers: [{ service: 'billing/1.2', calls: 1 }],
-    endpoints: [{ unused: false }],
+    endpoints: [{ unused: false, why: 'still called without Turnout' }],
   });
   expect(cleanup.text).toContain('delete nothing before it is done');
+  const endpoints = async () =>
+    (await showCleanup(the.config(), 'order-email', { days: 7, folder, cwd: folder })).data['endpoints'];
   await the.to.pool.query(`update turnout.unknown_caller set last_at = last_at - interval '8 days'`);
   await the.to.pool.query(`update turnout.endpoint_seen set unkeyed_at = unkeyed_at - interval '8 days'`);
-  expect((await showCleanup(the.config(), 'order-email', { days: 7, folder, cwd: folder })).data).toMatchObject({
-    callers: [],
-    endpoints: [{ unused: true }],
-  });
+  expect(await endpoints()).toMatchObject([{ unused: false, why: 'in use: stage rpc' }]);
+  await the.set('event');
+  await the.set('done');
+  expect(await endpoints()).toMatchObject([
+    { unused: false, why: expect.stringContaining('not known: watched since') },
+  ]);
+  await the.to.pool.query(`update turnout.endpoint_seen set first_at = first_at - interval '8 days', keyed_at = now()`);
+  expect(await endpoints()).toMatchObject([{ unused: false, why: 'called by Turnout in the last 7 days' }]);
+  await the.to.pool.query(`update turnout.endpoint_seen set keyed_at = keyed_at - interval '8 days'`);
+  const free = await showCleanup(the.config(), 'order-email', { days: 7, folder, cwd: folder });
+  expect(free.data).toMatchObject({ callers: [], endpoints: [{ unused: true }] });
+  expect(free.text).toContain('no caller in 7 days: may be deleted');
   await expect(
     showCleanup(the.config(), 'order-email', { days: 7, folder: join(folder, 'nowhere'), cwd: folder }),
   ).rejects.toMatchObject({ code: 'TURNOUT_CONFIG_INVALID' });

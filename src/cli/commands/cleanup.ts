@@ -4,7 +4,7 @@ import { InvalidArgumentError } from 'commander';
 import type { Command } from 'commander';
 import { TurnoutError } from '../../errors/index.ts';
 import { askForEvidence, switchoverState } from '../../switchover/index.ts';
-import type { ConsumerEvidence, EndpointSeen, UnknownCaller } from '../../switchover/index.ts';
+import type { ConsumerEvidence, EndpointSeen, Stage, UnknownCaller } from '../../switchover/index.ts';
 import { consumerView } from '../consumer-view.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
@@ -12,7 +12,8 @@ import type { CommandTools } from '../command-tools.ts';
 import { table } from '../output.ts';
 import type { Report } from '../output.ts';
 import { findSwitchover } from '../source-scan.ts';
-import type { CodePlace, SourceFile } from '../source-scan.ts';
+import type { SourceFile } from '../module-names.ts';
+import type { CodePlace } from '../source-scan.ts';
 
 export function addCleanupCommands(program: Command, tools: CommandTools): void {
   tools
@@ -54,7 +55,7 @@ export async function showCleanup(
   const code = findSwitchover(await sourcesIn(folder, cwd), name);
   const asked = await askForEvidence(consumerView(loaded, consumer), {});
   const callers = asked.evidence?.callers.filter(({ ageMs }) => ageMs < days * aDayMs);
-  const endpoints = asked.evidence === undefined ? undefined : endpointsOf(asked.evidence, days);
+  const endpoints = asked.evidence === undefined ? undefined : endpointsOf(asked.evidence, stage, days);
   const text = [
     ...(stage === 'done' ? [] : [`${name} is in stage ${stage}: delete nothing before it is done.`, '']),
     codeText(name, code, relative(cwd, folder) || folder),
@@ -63,7 +64,7 @@ export async function showCleanup(
       ? [
           `Who calls ${consumer} is not known${asked.error === undefined ? '' : ` (${asked.error})`}: name its database in \`consumerDatabases\`, or \`evidence\`.`,
         ]
-      : [endpointsText(consumer, endpoints, days), '', callersText(callers, days)]),
+      : [endpointsText(consumer, endpoints), '', callersText(callers, days)]),
   ].join('\n');
   return {
     data: { switchover: name, consumer, stage, days, code, endpoints: endpoints ?? null, callers: callers ?? null },
@@ -72,40 +73,58 @@ export async function showCleanup(
 }
 
 interface EndpointLeft extends EndpointSeen {
-  /** Nobody has called it without Turnout for all of the time; with `done`, nobody can call it with Turnout. */
+  /** The switchover is done, so that Turnout calls it no more; nobody else has called for all of the days, and all of them were watched. */
   readonly unused: boolean;
+  readonly why: string;
 }
 
-function endpointsOf({ at, endpoints, callers }: ConsumerEvidence, days: number): EndpointLeft[] {
+function endpointsOf({ at, endpoints, callers }: ConsumerEvidence, stage: Stage, days: number): EndpointLeft[] {
   const since = Date.parse(at) - days * aDayMs;
-  return endpoints.map((each) => ({
-    ...each,
-    unused:
-      !(each.unkeyedAt !== undefined && Date.parse(each.unkeyedAt) >= since) &&
-      !callers.some(({ endpoint, ageMs }) => endpoint === each.endpoint && ageMs < days * aDayMs),
-  }));
+  return endpoints.map((each) => {
+    const isCalled =
+      (each.unkeyedAt !== undefined && Date.parse(each.unkeyedAt) >= since) ||
+      callers.some(({ endpoint, ageMs }) => endpoint === each.endpoint && ageMs < days * aDayMs);
+    if (isCalled) return { ...each, unused: false, why: 'still called without Turnout' };
+    if (each.keyedAt !== undefined && Date.parse(each.keyedAt) >= since)
+      return { ...each, unused: false, why: `called by Turnout in the last ${days} days` };
+    if (stage !== 'done') return { ...each, unused: false, why: `in use: stage ${stage}` };
+    if (Date.parse(each.firstAt) > since)
+      return { ...each, unused: false, why: `not known: watched since ${each.firstAt} only` };
+    return { ...each, unused: true, why: `no caller in ${days} days: may be deleted` };
+  });
 }
 
 function codeText(name: string, code: readonly CodePlace[], folder: string): string {
   if (code.length === 0) return `No code in ${folder} names ${name}.`;
+  const part = (title: string, places: readonly CodePlace[]): string[] =>
+    places.length === 0
+      ? []
+      : [
+          title,
+          table(
+            ['where', 'what', 'code'],
+            places.map(({ path, line, kind, code: text }) => [`${path}:${line}`, kind, text.slice(0, 100)]),
+          ),
+        ];
+  const possible = code.filter(({ kind }) => kind === 'possible');
   return [
-    `Code that names ${name}, to be deleted:`,
-    table(
-      ['where', 'what', 'code'],
-      code.map(({ path, line, kind, code: text }) => [`${path}:${line}`, kind, text.slice(0, 100)]),
+    ...part(
+      `Code that names ${name}, to be deleted:`,
+      code.filter(({ kind }) => kind !== 'possible'),
     ),
+    ...part('Possibly also, since the name stands there:', possible),
   ].join('\n');
 }
 
-function endpointsText(consumer: string, endpoints: readonly EndpointLeft[], days: number): string {
+function endpointsText(consumer: string, endpoints: readonly EndpointLeft[]): string {
   if (endpoints.length === 0) return `No wrapped endpoint of ${consumer} has told of a call.`;
   return table(
     ['endpoint', 'last with Turnout', 'last without', ''],
-    endpoints.map(({ endpoint, keyedAt, unkeyedAt, unused }) => [
+    endpoints.map(({ endpoint, keyedAt, unkeyedAt, why }) => [
       endpoint || '(not told)',
       keyedAt ?? 'never',
       unkeyedAt ?? 'never',
-      unused ? `no caller left in ${days} days: may be deleted` : 'still called',
+      why,
     ]),
   );
 }
