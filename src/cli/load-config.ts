@@ -47,13 +47,11 @@ function findConfig(cwd: string, name: string | undefined): string {
   const candidates = name === undefined ? defaultNames : [name];
   const found = candidates.map((candidate) => resolve(cwd, candidate)).find((candidate) => existsSync(candidate));
   if (found !== undefined) return found;
-  throw new TurnoutError(
-    'TURNOUT_CONFIG_INVALID',
-    `There is no ${candidates[0]} in ${cwd}; create one, or name another with --config.`,
-    {
-      details: { cwd, candidates },
-    },
-  );
+  const message =
+    name === undefined
+      ? `There is no ${defaultNames[0]} in ${cwd}; create one, or name another with --config.`
+      : `There is no ${resolve(cwd, name)}, which was named with --config.`;
+  throw new TurnoutError('TURNOUT_CONFIG_INVALID', message, { details: { cwd, candidates } });
 }
 
 let registered = false;

@@ -8,6 +8,8 @@ export interface Io {
   readonly stderr: (text: string) => void;
   /** Whether a person reads standard error: then log lines are text, not JSON. */
   readonly interactive: boolean;
+  /** Whether --json was given: the last line of standard output is one JSON object. */
+  readonly json?: boolean;
   /** Called by commands that run until they are stopped; aborted on SIGTERM and SIGINT. */
   readonly stopSignal: () => AbortSignal;
 }
@@ -79,6 +81,11 @@ function findingsOf(details: unknown): string {
     .filter(({ verdict }) => verdict !== 'ready')
     .map(({ check, verdict, why, remedy }) => `  - ${check}: ${verdict}: ${why} ${remedy}`.trimEnd() + '\n')
     .join('');
+}
+
+/** A stage as people read it. */
+export function stageText({ stage, percent }: { readonly stage: string; readonly percent: number }): string {
+  return stage === 'ramp' ? `ramp ${percent} %` : stage;
 }
 
 /** Columns as wide as their widest cell. */

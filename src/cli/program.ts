@@ -24,18 +24,22 @@ import { packageVersion } from './version.ts';
  * Runs `turnout` with the arguments behind its name and resolves with its exit status: 0 done, 1 failed (the code of
  * the error and its remedy were printed), 2 the command line was wrong. It never sets `process.exitCode` itself.
  */
-export async function runCli(args: readonly string[], io: Io): Promise<number> {
+export async function runCli(args: readonly string[], given: Io): Promise<number> {
+  const io = { ...given, json: args.includes('--json') };
   const program = buildProgram(io);
   try {
     await program.parseAsync([...args], { from: 'user' });
     return 0;
   } catch (error) {
     const wrongLine = error instanceof CommanderError;
-    // Help, for instance, ends in an "error" too.
-    if (wrongLine && error.exitCode === 0) return 0;
+    // Help and version end in an "error" too, and are printed already.
+    if (wrongLine && error.exitCode === 0) {
+      if (io.json) io.stdout(`${toJson({ ok: true, version: packageVersion() })}\n`);
+      return 0;
+    }
     // Commander has printed its own already.
     if (!wrongLine) io.stderr(errorText(error));
-    if (args.includes('--json')) io.stdout(`${toJson({ ok: false, error: describeError(error) })}\n`);
+    if (io.json) io.stdout(`${toJson({ ok: false, error: describeError(error) })}\n`);
     return wrongLine ? 2 : 1;
   }
 }

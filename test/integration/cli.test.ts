@@ -170,10 +170,10 @@ describe('turnout, from an empty database to events and back', () => {
 
   it('publishes with `run` and applies with `consume`; both stop in order on SIGTERM', async () => {
     const running = start('run');
-    const consuming = start('consume', group);
+    const consuming = start('consume', group, '--json');
     await Promise.all([
       running.line(/^turnout run: ready$/, { deadlineMs: 30_000 }),
-      consuming.line(/: ready$/, { deadlineMs: 30_000 }),
+      consuming.line(/^\{"ok":true,.*"state":"ready"\}$/, { deadlineMs: 30_000 }),
     ]);
     await shop.query(
       `select turnout.publish('shop', 'shop.order-placed', 1, 'order-1', '{"orderId": "order-1"}', switchovers => '{confirmation}')`,
@@ -187,7 +187,8 @@ describe('turnout, from an empty database to events and back', () => {
       { code: 0, signal: null },
     ]);
     expect(running.output).toContain('turnout run: stopped');
-    expect(consuming.output).toMatch(/: stopped/);
+    const last = consuming.output.split('\n').findLast((line) => line.startsWith('{"ok"'))!;
+    expect(JSON.parse(last)).toEqual({ ok: true, service: `consumer ${group}`, state: 'stopped' });
   });
 
   it('tells for each switchover what is promised and what is not', async () => {

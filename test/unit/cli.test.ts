@@ -1,9 +1,12 @@
 import { describe, expect, it } from 'vitest';
+import { runService } from '../../src/cli/commands/run-service.ts';
 import { guaranteeOf } from '../../src/cli/guarantee.ts';
 import { describeError, errorText, table, toJson } from '../../src/cli/output.ts';
 import { nearest } from '../../src/cli/nearest.ts';
+import { runCli } from '../../src/cli/program.ts';
 import { need, validateConfig } from '../../src/cli/validate-config.ts';
 import { isTurnoutError, TurnoutError } from '../../src/errors/index.ts';
+import { service, sleep } from '../../src/lifecycle/index.ts';
 
 const nothing = (): void => undefined;
 const database = { connect: nothing, query: nothing, transaction: nothing, within: nothing };
@@ -120,6 +123,68 @@ describe('output', () => {
 
   it('writes bigints as text', () => {
     expect(toJson({ seq: 12n })).toBe('{"seq":"12"}');
+  });
+});
+
+describe('with --json', () => {
+  /** What a command prints, a line each. */
+  async function printed(...args: string[]): Promise<{ status: number; lines: string[] }> {
+    let text = '';
+    const status = await runCli([...args, '--json'], {
+      cwd: '/nowhere',
+      stdout: (more) => (text += more),
+      stderr: nothing,
+      interactive: false,
+      stopSignal: () => AbortSignal.abort(),
+    });
+    return { status, lines: text.trimEnd().split('\n') };
+  }
+
+  it.each([
+    [['--help'], 0, { ok: true }],
+    [['switch', 'check', '--help'], 0, { ok: true }],
+    [['--version'], 0, { ok: true, version: expect.any(String) }],
+    [[], 2, { ok: false, error: { code: expect.stringMatching(/^commander/) } }],
+    [['sideways'], 2, { ok: false, error: { code: 'commander.unknownCommand' } }],
+    [['run'], 1, { ok: false, error: { code: 'TURNOUT_CONFIG_INVALID' } }],
+  ])('the last line of %j is one JSON object', async (args, status, object) => {
+    const { status: was, lines } = await printed(...args);
+    expect([was, JSON.parse(lines.at(-1)!)]).toMatchObject([status, object]);
+  });
+
+  it('a file that was named and is not there is named again', async () => {
+    const { lines } = await printed('switch', 'confirmation', 'event', '--config', 'wrong.config.ts');
+    expect(lines.at(-1)).toContain('There is no /nowhere/wrong.config.ts, which was named with --config.');
+  });
+
+  it('a service says so twice: ready, and stopped; with its error if it fails', async () => {
+    const lines: unknown[] = [];
+    const stop = new AbortController();
+    const io = {
+      cwd: '/nowhere',
+      stdout: (text: string) => {
+        lines.push(JSON.parse(text));
+        stop.abort();
+      },
+      stderr: nothing,
+      interactive: false,
+      json: true,
+      stopSignal: () => stop.signal,
+    };
+    const lasting = service('email', async (signal, ready) => {
+      ready();
+      while (await sleep(1_000, signal));
+    });
+    await runService(lasting, io);
+    const states = ['ready', 'stopped'].map((state) => ({ ok: true, service: 'email', state }));
+    expect(lines).toEqual(states);
+    // Asked to stop before it has begun.
+    await runService(lasting, io);
+    expect(lines.slice(2)).toEqual(states.slice(1));
+    const failing = service('email', () => Promise.reject(new Error('no database')));
+    await expect(runService(failing, { ...io, stopSignal: () => new AbortController().signal })).rejects.toThrow(
+      'no database',
+    );
   });
 });
 

@@ -1,9 +1,10 @@
 import type { Service } from '../../lifecycle/index.ts';
+import { toJson } from '../output.ts';
 import type { Io } from '../output.ts';
 
 /**
- * Runs a service until it is asked to stop, and prints `<name>: ready` once it does its work. Rejects if it can't start,
- * or ends by itself.
+ * Runs a service until it is asked to stop. Prints `<name>: ready` once it does its work, and `<name>: stopped` in the end; with --json
+ * as JSON, a line each. Rejects if it can't start, or ends by itself.
  */
 export async function runService(service: Service, io: Io): Promise<void> {
   const signal = io.stopSignal();
@@ -14,13 +15,18 @@ export async function runService(service: Service, io: Io): Promise<void> {
   try {
     // A service that waits for its database or broker may be asked to stop before it has started.
     const started = await Promise.race([service.start().then(() => 'started' as const), stop]);
-    if (started === 'stop') return;
-    io.stdout(`${service.name}: ready\n`);
-    const ended = await Promise.race([service.failed().then((error) => ({ error })), stop]);
-    if (ended !== 'stop' && ended.error !== undefined)
-      throw ended.error instanceof Error ? ended.error : new Error(String(ended.error));
+    if (started === 'started') {
+      tell(service, 'ready', io);
+      const ended = await Promise.race([service.failed().then((error) => ({ error })), stop]);
+      if (ended !== 'stop' && ended.error !== undefined)
+        throw ended.error instanceof Error ? ended.error : new Error(String(ended.error));
+    }
   } finally {
     await service.stop();
   }
-  io.stdout(`${service.name}: stopped\n`);
+  tell(service, 'stopped', io);
+}
+
+function tell({ name }: Service, state: 'ready' | 'stopped', { json, stdout }: Io): void {
+  stdout(json === true ? `${toJson({ ok: true, service: name, state })}\n` : `${name}: ${state}\n`);
 }

@@ -2,7 +2,7 @@ import { latestCheck, switchoverHistory, switchoverStatus } from '../../switchov
 import type { StageChange } from '../../switchover/index.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
-import { table } from '../output.ts';
+import { stageText, table } from '../output.ts';
 import type { Report } from '../output.ts';
 
 /** Stage of every switchover of the source, and what was found when somebody last looked whether it may go on. */
@@ -22,7 +22,7 @@ export async function showSwitchovers(loaded: TurnoutConfig): Promise<Report> {
           switchovers.map((each) => [
             each.name,
             each.consumer,
-            stageText(each.stage, each.percent),
+            stageText(each),
             String(each.epoch),
             each.order,
             each.endpoint,
@@ -45,7 +45,7 @@ export async function showHistory(loaded: TurnoutConfig, name: string): Promise<
     changes.map((each) => [
       each.at.toISOString(),
       each.from ?? '',
-      stageText(each.to, each.percent),
+      stageText({ stage: each.to, percent: each.percent }),
       String(each.epoch),
       each.actor,
       howOf(each),
@@ -53,10 +53,6 @@ export async function showHistory(loaded: TurnoutConfig, name: string): Promise<
     ]),
   );
   return { data: { source, switchover: name, changes }, text };
-}
-
-function stageText(stage: string, percent: number): string {
-  return stage === 'ramp' ? `ramp ${percent} %` : stage;
 }
 
 function howOf({ automatic, forced }: StageChange): string {
