@@ -6,6 +6,7 @@ import type { PoolClient } from 'pg';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import {
   compareWith,
+  consumerEvidence,
   defineConsumer,
   defineConfig,
   describeEffect,
@@ -550,6 +551,23 @@ describe('turnout shadow', () => {
     expect(later.report.decisions.compared).toBe(0);
     expect(() => failOnMismatch(later.report)).not.toThrow();
     await expect(showShadow(config, 'fax', {})).rejects.toMatchObject({ code: 'TURNOUT_CONFIG_INVALID' });
+  });
+
+  test('reports what the consumer’s team serves, of the time that is asked for, or says that it can’t', async () => {
+    const s = await shadowed(({ data }, { tx }) => write(tx, data, 'wrong'));
+    await call(s);
+    await reported(s, 1);
+    const served = defineConfig({ evidence: { email: (question) => consumerEvidence(s.database, 'email', question) } });
+    expect((await showShadow(served, 'email', {})).report.decisions.mismatched).toBe(1);
+    const anHourAgo = { since: new Date(Date.now() - 3_600_000) };
+    expect((await showShadow(served, 'email', anHourAgo)).report.sinceWhy).toBe('asked');
+    const deaf = defineConfig({
+      evidence: { email: ({ shadow }) => consumerEvidence(s.database, 'email', { shadow: shadow === true }) },
+    });
+    expect((await showShadow(deaf, 'email', {})).report.decisions.mismatched).toBe(1);
+    await expect(showShadow(deaf, 'email', anHourAgo)).rejects.toThrow(/another time than --since/);
+    const away = defineConfig({ evidence: { email: () => Promise.reject(new Error('502')) } });
+    await expect(showShadow(away, 'email', {})).rejects.toThrow(/will not do: 502/);
   });
 });
 

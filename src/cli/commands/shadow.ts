@@ -2,11 +2,11 @@ import { InvalidArgumentError } from 'commander';
 import type { Command } from 'commander';
 import type { Queryable } from '../../database/index.ts';
 import { TurnoutError } from '../../errors/index.ts';
-import { shadowReport, unwatchTable, waiveMismatch, watchTable } from '../../switchover/index.ts';
-import type { ShadowReport } from '../../switchover/index.ts';
+import { askForEvidence, shadowReport, unwatchTable, waiveMismatch, watchTable } from '../../switchover/index.ts';
+import type { EvidenceScope, ShadowReport } from '../../switchover/index.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
-import { consumerDatabase } from '../consumer-view.ts';
+import { consumerDatabase, consumerView } from '../consumer-view.ts';
 import { table } from '../output.ts';
 import type { Report } from '../output.ts';
 
@@ -74,12 +74,45 @@ export async function showShadow(
 ): Promise<{ readonly report: ShadowReport; readonly printed: Report }> {
   const consumer = consumerOf(config, name);
   const database = consumerDatabase(config, consumer);
+  // Of the switchover, if one is named: another one of the same consumer has its own report.
+  const definition = config.switchovers?.find((each) => each.name === name);
+  const scope =
+    definition === undefined || config.source === undefined
+      ? {}
+      : { source: config.source, eventTypes: definition.eventTypes };
   const report =
     database === undefined
-      ? (await config.evidence?.[consumer]?.({ shadow: true }))?.shadow
-      : await shadowReport(database, consumer, since === undefined ? {} : { since });
-  if (report === undefined) throw noDatabase(consumer);
+      ? await servedReport(config, consumer, scope, since)
+      : await shadowReport(database, consumer, since === undefined ? scope : { ...scope, since });
   return { report, printed: { data: { ...report }, text: reportText(report) } };
+}
+
+/** What the consumer's team serves; of the time that was asked for, or nothing: a window that is another one proves nothing. */
+async function servedReport(
+  config: TurnoutConfig,
+  consumer: string,
+  scope: EvidenceScope,
+  since: Date | undefined,
+): Promise<ShadowReport> {
+  if (config.evidence?.[consumer] === undefined) throw noDatabase(consumer);
+  const withinMs = since === undefined ? undefined : Math.max(0, Date.now() - since.getTime());
+  const question = { ...scope, shadow: true, ...(withinMs === undefined ? {} : { withinMs }) };
+  const { evidence, error } = await askForEvidence(consumerView(config, consumer), question);
+  const problem =
+    evidence === undefined
+      ? (error ?? 'nothing came')
+      : evidence.shadow === undefined
+        ? 'it serves no report of stage shadow'
+        : withinMs !== undefined &&
+            (evidence.withinMs !== withinMs || !['asked', 'release'].includes(evidence.shadow.sinceWhy))
+          ? 'it serves the report of another time than --since: it has to pass on `withinMs`'
+          : undefined;
+  if (problem === undefined) return evidence!.shadow!;
+  throw new TurnoutError(
+    'TURNOUT_CONFIG_INVALID',
+    `What \`evidence\` of the configuration fetches of consumer ${consumer} will not do: ${problem}.`,
+    { details: { path: `evidence.${consumer}`, consumer } },
+  );
 }
 
 /** Throws TURNOUT_SHADOW_MISMATCHED, with the report in its details. */
