@@ -57,11 +57,19 @@ test('it waits for both at the start and midway, and has every effect once', asy
     (await pool.query<{ count: number }>('select count(*)::integer as count from effect')).rows[0]!.count;
   const untilDone = (): Promise<unknown> =>
     waitFor(async () => (await count()) >= last, { what: `${last} effects`, deadlineMs: 60_000, everyMs: 100 });
-  const untilLogged = (text: RegExp): Promise<unknown> =>
-    waitFor(() => logger.lines.some((line) => text.test(line.message)), {
-      what: `a log line ${text}`,
-      deadlineMs: 60_000,
-    });
+  /** Waits for a log line, since the last outage began. */
+  let outageAt = 0;
+  const untilLogged = async (text: RegExp): Promise<void> => {
+    const since = (): string[] => logger.lines.slice(outageAt).map((line) => line.message);
+    try {
+      await waitFor(() => since().some((line) => text.test(line)), {
+        what: `the log line ${text}`,
+        deadlineMs: 60_000,
+      });
+    } catch (error) {
+      throw new Error(`Logged instead: ${[...new Set(since())].join(' | ') || 'nothing'}`, { cause: error });
+    }
+  };
 
   const admin = kafka.admin();
   await admin.connect();
@@ -77,12 +85,14 @@ test('it waits for both at the start and midway, and has every effect once', asy
   await started;
   await untilDone();
 
+  outageAt = logger.lines.length;
   await postgres.kill();
   await write(5);
-  await untilLogged(/database does not answer/);
+  await untilLogged(/does not answer; the event waits/);
   await postgres.restart();
   await untilDone();
 
+  outageAt = logger.lines.length;
   await kafkaPart.kill();
   await untilLogged(/broker was lost/);
   await kafkaPart.restart();
