@@ -25,7 +25,7 @@ const busyCustomers = 12;
 const items = ['lamp', 'chair', 'kettle', 'carpet', 'clock', 'radio'];
 
 /** Once the orders asked for are placed, this share of the rate goes on until the story is told. */
-const restingShare = 0.5;
+const restingShare = 0.3;
 
 /** Starts placing `perSecond` orders a second. Every third is changed soon after, every fifth cancelled. */
 export function startLoad(shopUrl: string, perSecond: number, wanted: number): Load {

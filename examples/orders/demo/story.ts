@@ -73,10 +73,14 @@ async function addAnalyticsAndLoseRelay({ world, view, watch, end, forSeconds, u
   view.chapter('9. A new consumer, with no change upstream; and the relay dies');
   view.say('$ turnout consume analytics      from the beginning of the topic');
   await world.startAnalytics();
-  await until('analytics to catch up', () => {
-    const now = watch.standing;
-    return now !== undefined && now.effects.analytics > now.events * 0.95;
-  });
+  await until(
+    'analytics to catch up',
+    () => {
+      const now = watch.standing;
+      return now !== undefined && now.effects.analytics > now.events * 0.95;
+    },
+    180_000,
+  );
   view.say('It has everything since the first order, and goes on.');
   const takeoversBefore = await countTakeovers(world.shop);
   view.say(`${end} the relay that leads.`);
