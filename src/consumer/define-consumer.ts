@@ -1,5 +1,5 @@
 import type { Database } from '../database/index.ts';
-import { TurnoutError } from '../errors/index.ts';
+import { invalidDefinition } from '../errors/index.ts';
 import { isName } from '../event/index.ts';
 import type { AnyEventDefinition, Reaction } from '../event/index.ts';
 import { defaultLeaseMs, defaultRetentionMs } from '../inbox/index.ts';
@@ -123,37 +123,41 @@ export interface ConsumerDefinition<Tx = unknown> {
 export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOptions<Tx>): ConsumerDefinition<Tx> {
   const { name, from, handlers, inSwitchover = [], mode = 'transaction', onFailure = 'park', concurrency } = options;
   if (!isName(name))
-    throw invalid(
+    throw invalidDefinition(
       'name',
       `${JSON.stringify(name)} is not a name: lower case letters, digits, dots, dashes, underscores.`,
     );
   if (typeof database?.transaction !== 'function') {
-    throw invalid('database', `Consumer ${name} has no database: use pgDatabase(pool) or typeOrmDatabase(dataSource).`);
+    throw invalidDefinition(
+      'database',
+      `Consumer ${name} has no database: use pgDatabase(pool) or typeOrmDatabase(dataSource).`,
+    );
   }
   if (from !== 'beginning' && from !== 'now') {
-    throw invalid('from', `Consumer ${name} has to say from where it starts: 'beginning' or 'now'.`);
+    throw invalidDefinition('from', `Consumer ${name} has to say from where it starts: 'beginning' or 'now'.`);
   }
-  if (!Array.isArray(handlers) || handlers.length === 0) throw invalid('handlers', `Consumer ${name} has no handler.`);
+  if (!Array.isArray(handlers) || handlers.length === 0)
+    throw invalidDefinition('handlers', `Consumer ${name} has no handler.`);
   const seen = new Set<string>();
   for (const [index, { event }] of handlers.entries()) {
     const type = `${event.name} v${event.version}`;
-    if (seen.has(type)) throw invalid(`handlers.${index}`, `Consumer ${name} has two handlers for ${type}.`);
+    if (seen.has(type)) throw invalidDefinition(`handlers.${index}`, `Consumer ${name} has two handlers for ${type}.`);
     seen.add(type);
   }
   if (mode !== 'transaction' && mode !== 'detached')
-    throw invalid('mode', `Consumer ${name} can't have mode ${String(mode)}.`);
+    throw invalidDefinition('mode', `Consumer ${name} can't have mode ${String(mode)}.`);
   if (onFailure !== 'park' && onFailure !== 'halt')
-    throw invalid('onFailure', `Consumer ${name} can't have onFailure ${String(onFailure)}.`);
+    throw invalidDefinition('onFailure', `Consumer ${name} can't have onFailure ${String(onFailure)}.`);
   if (concurrency !== undefined && (!Number.isInteger(concurrency) || concurrency < 1)) {
-    throw invalid('concurrency', `Consumer ${name} can't have concurrency ${concurrency}.`);
+    throw invalidDefinition('concurrency', `Consumer ${name} can't have concurrency ${concurrency}.`);
   }
   const retry = { attempts: 5, firstDelayMs: 200, maxDelayMs: 10_000, ...options.retry };
   if (!(retry.attempts >= 1 && retry.firstDelayMs >= 0 && retry.maxDelayMs >= 0)) {
-    throw invalid('retry', `Consumer ${name} can't have the retry policy ${JSON.stringify(retry)}.`);
+    throw invalidDefinition('retry', `Consumer ${name} can't have the retry policy ${JSON.stringify(retry)}.`);
   }
   const { retentionMs = defaultRetentionMs, graceMs = 10_000, shadowSample = 1 } = options;
   if (!(shadowSample >= 0 && shadowSample <= 1))
-    throw invalid(
+    throw invalidDefinition(
       'shadowSample',
       `Consumer ${name} can't have shadowSample ${shadowSample}; it is a share from 0 to 1.`,
     );
@@ -175,8 +179,4 @@ export function defineConsumer<Tx>(database: Database<Tx>, options: ConsumerOpti
     shadowSample,
     keyNumbers,
   });
-}
-
-function invalid(path: string, what: string): TurnoutError {
-  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path } });
 }

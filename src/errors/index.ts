@@ -1,4 +1,4 @@
 export { errorKinds } from './registry.ts';
 export type { ErrorCode, ErrorKind } from './registry.ts';
-export { TurnoutError, codeOfSqlState, fromDatabaseError, isTurnoutError } from './turnout-error.ts';
+export { TurnoutError, codeOfSqlState, fromDatabaseError, invalidDefinition, isTurnoutError } from './turnout-error.ts';
 export type { ErrorDetails } from './turnout-error.ts';

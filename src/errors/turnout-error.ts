@@ -31,6 +31,11 @@ export class TurnoutError extends Error {
   }
 }
 
+/** For something that was defined wrongly: TURNOUT_DEFINITION_INVALID, with the path of what is wrong. */
+export function invalidDefinition(path: string, what: string): TurnoutError {
+  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path } });
+}
+
 /** Whether `error` is Turnout's, and, if a code is given, has that code. */
 export function isTurnoutError(error: unknown, code?: ErrorCode): error is TurnoutError {
   return error instanceof TurnoutError && (code === undefined || error.code === code);

@@ -1,5 +1,5 @@
 import type { StandardSchemaV1 } from '@standard-schema/spec';
-import { TurnoutError } from '../errors/index.ts';
+import { invalidDefinition } from '../errors/index.ts';
 
 /** A Kafka topic as its events' definitions see it. */
 export interface TopicDefinition {
@@ -58,13 +58,13 @@ const topicPattern = /^[a-zA-Z0-9._-]{1,249}$/;
 export function defineTopic(topic: { name: string; partitions?: number; maxBytes?: number }): TopicDefinition {
   const { name, partitions = 6, maxBytes = 900_000 } = topic;
   if (!topicPattern.test(name) || name === '.' || name === '..') {
-    throw invalid('name', `${JSON.stringify(name)} can't be the name of a Kafka topic.`);
+    throw invalidDefinition('name', `${JSON.stringify(name)} can't be the name of a Kafka topic.`);
   }
   if (!Number.isInteger(partitions) || partitions < 1 || partitions > 10_000) {
-    throw invalid('partitions', `Topic ${name} can't have ${partitions} partitions.`);
+    throw invalidDefinition('partitions', `Topic ${name} can't have ${partitions} partitions.`);
   }
   if (!Number.isInteger(maxBytes) || maxBytes < 1)
-    throw invalid('maxBytes', `Topic ${name} can't have maxBytes ${maxBytes}.`);
+    throw invalidDefinition('maxBytes', `Topic ${name} can't have maxBytes ${maxBytes}.`);
   return Object.freeze({ name, partitions, maxBytes });
 }
 
@@ -99,18 +99,18 @@ export function defineEvent<const Name extends string, Schema extends StandardSc
 }): EventDefinition<Name, StandardSchemaV1.InferInput<Schema>, StandardSchemaV1.InferOutput<Schema>> {
   const { name, version, schema, key, order = 'key', kind = 'state-transfer' } = definition;
   if (!namePattern.test(name)) {
-    throw invalid(
+    throw invalidDefinition(
       'name',
       `${JSON.stringify(name)} is not an event name: lower case letters, digits, dots, dashes, underscores.`,
     );
   }
   if (!Number.isInteger(version) || version < 1)
-    throw invalid('version', `Event ${name} has version ${version}; versions count from 1.`);
+    throw invalidDefinition('version', `Event ${name} has version ${version}; versions count from 1.`);
   if (typeof schema?.['~standard']?.validate !== 'function') {
-    throw invalid('schema', `Event ${name} has no Standard Schema (zod ≥ 3.24, valibot ≥ 1, arktype ≥ 2).`);
+    throw invalidDefinition('schema', `Event ${name} has no Standard Schema (zod ≥ 3.24, valibot ≥ 1, arktype ≥ 2).`);
   }
   if (order === 'key' && key === undefined)
-    throw invalid('key', `Event ${name} is ordered by key and has none; add one, or order: 'none'.`);
+    throw invalidDefinition('key', `Event ${name} is ordered by key and has none; add one, or order: 'none'.`);
   const topic = typeof definition.topic === 'string' ? defineTopic({ name: definition.topic }) : definition.topic;
   return Object.freeze({
     name,
@@ -127,8 +127,4 @@ export function defineEvent<const Name extends string, Schema extends StandardSc
 /** Whether `name` can name a source, consumer or switchover. */
 export function isName(name: string): boolean {
   return namePattern.test(name);
-}
-
-function invalid(path: string, what: string): TurnoutError {
-  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path } });
 }

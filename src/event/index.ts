@@ -15,4 +15,4 @@ export type { Reaction, TurnoutEvent } from './on.ts';
 export { murmur2, partitionOf } from './partition.ts';
 export { effectKeyOf, formatRoutes, parseRoutes } from './routes.ts';
 export type { Route, Stamp, Turn } from './routes.ts';
-export { validateEventData } from './validate.ts';
+export { invalidEventData, validateEventData } from './validate.ts';

@@ -14,14 +14,15 @@ export async function validateEventData<Input, Data>(
   if (result.issues !== undefined) {
     const issue = result.issues[0];
     const path = issue === undefined ? 'data' : ['data', ...pathOf(issue)].join('.');
-    throw invalid(definition.name, path, issue?.message ?? 'does not fit the schema');
+    throw invalidEventData(definition.name, path, issue?.message ?? 'does not fit the schema');
   }
   const lost = firstNotJson(result.value, 'data', 0);
-  if (lost !== undefined) throw invalid(definition.name, lost.path, lost.why);
+  if (lost !== undefined) throw invalidEventData(definition.name, lost.path, lost.why);
   return result.value;
 }
 
-function invalid(type: string, path: string, why: string): TurnoutError {
+/** TURNOUT_EVENT_DATA_INVALID. */
+export function invalidEventData(type: string, path: string, why: string): TurnoutError {
   return new TurnoutError('TURNOUT_EVENT_DATA_INVALID', `Event ${type}: ${path}: ${why}.`, {
     details: { type, path, why },
   });

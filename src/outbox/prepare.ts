@@ -1,6 +1,6 @@
 import { TurnoutError } from '../errors/index.ts';
 import type { AnyEventDefinition, EventDefinition } from '../event/index.ts';
-import { isReservedHeader, validateEventData } from '../event/index.ts';
+import { invalidEventData, isReservedHeader, validateEventData } from '../event/index.ts';
 
 /** One event to be published. */
 export interface PublishRequest {
@@ -38,7 +38,7 @@ export async function prepareEvents(requests: readonly PublishRequest[]): Promis
       const event = await prepareEvent(request);
       const id = event.id?.toLowerCase();
       if (id !== undefined && ids.has(id))
-        throw invalid(event.type, 'id', 'is also the id of another event published here');
+        throw invalidEventData(event.type, 'id', 'is also the id of another event published here');
       if (id !== undefined) ids.add(id);
       prepared.push(event);
     } catch (error) {
@@ -63,8 +63,9 @@ async function prepareEvent({ definition, data, id, headers }: PublishRequest): 
   const { name: type, version } = definition;
   const valid = await validateEventData(definition as EventDefinition, data);
   // A message without a value is a tombstone: compacted topics delete by it.
-  if (valid === null || valid === undefined) throw invalid(type, 'data', 'an event must have data');
-  if (id !== undefined && !uuidPattern.test(id)) throw invalid(type, 'id', `${JSON.stringify(id)} is not a UUID`);
+  if (valid === null || valid === undefined) throw invalidEventData(type, 'data', 'an event must have data');
+  if (id !== undefined && !uuidPattern.test(id))
+    throw invalidEventData(type, 'id', `${JSON.stringify(id)} is not a UUID`);
   checkHeaders(type, headers);
   // The broker's limit is on the whole message, and what it refuses could then only be replaced.
   const bytes = Buffer.byteLength(JSON.stringify(valid)) + (headers ? Buffer.byteLength(JSON.stringify(headers)) : 0);
@@ -90,29 +91,23 @@ function keyOf(definition: AnyEventDefinition, data: unknown): string | null {
     const what = `The key of event ${definition.name} came out as ${JSON.stringify(key)}.`;
     throw new TurnoutError('TURNOUT_KEY_MISSING', what, { details: { type: definition.name, path: 'key' } });
   }
-  if (typeof key !== 'string') throw invalid(definition.name, 'key', `is a ${typeof key}, not a string`);
+  if (typeof key !== 'string') throw invalidEventData(definition.name, 'key', `is a ${typeof key}, not a string`);
   if (key.includes('\0') || !key.isWellFormed())
-    throw invalid(definition.name, 'key', 'holds a character that can’t be stored');
+    throw invalidEventData(definition.name, 'key', 'holds a character that can’t be stored');
   if (Buffer.byteLength(key) > maxKeyBytes)
-    throw invalid(definition.name, 'key', `is longer than ${maxKeyBytes} bytes`);
+    throw invalidEventData(definition.name, 'key', `is longer than ${maxKeyBytes} bytes`);
   return key;
 }
 
 function checkHeaders(type: string, headers: Readonly<Record<string, unknown>> | undefined): void {
   for (const [name, value] of Object.entries(headers ?? {})) {
     const path = `headers.${name}`;
-    if (name === '') throw invalid(type, path, 'a header needs a name');
-    if (isReservedHeader(name)) throw invalid(type, path, 'is written by Turnout itself');
-    if (typeof value !== 'string') throw invalid(type, path, `is a ${typeof value}, not a string`);
+    if (name === '') throw invalidEventData(type, path, 'a header needs a name');
+    if (isReservedHeader(name)) throw invalidEventData(type, path, 'is written by Turnout itself');
+    if (typeof value !== 'string') throw invalidEventData(type, path, `is a ${typeof value}, not a string`);
     for (const text of [name, value]) {
       if (text.includes('\0') || !text.isWellFormed())
-        throw invalid(type, path, 'holds a character that can’t be stored');
+        throw invalidEventData(type, path, 'holds a character that can’t be stored');
     }
   }
-}
-
-function invalid(type: string, path: string, why: string): TurnoutError {
-  return new TurnoutError('TURNOUT_EVENT_DATA_INVALID', `Event ${type}: ${path}: ${why}.`, {
-    details: { type, path, why },
-  });
 }

@@ -1,6 +1,6 @@
 import { handlerTable, isPlanned } from '../../consumer/index.ts';
 import type { ConsumerDefinition, HandlerTable } from '../../consumer/index.ts';
-import { TurnoutError } from '../../errors/index.ts';
+import { invalidDefinition } from '../../errors/index.ts';
 import type { TurnoutEvent } from '../../event/index.ts';
 import { sampleOf } from '../../inbox/index.ts';
 import type { Alike } from './difference.ts';
@@ -89,15 +89,16 @@ export function compareWith<Tx, Request = unknown, Data = unknown>(
   const { name, handlers, mode } = definition;
   const unplanned = handlers.find((handler) => !isPlanned(handler));
   if (unplanned !== undefined && (options.pure !== true || mode === 'detached')) {
-    throw invalid(
-      'pure',
+    throw invalidDefinition(
+      'shadow.pure',
       `The handler of ${unplanned.event.name} can't be run for a comparison: it is neither planned nor ${mode === 'detached' ? 'given a transaction' : 'declared pure'}.`,
     );
   }
   if (!(sample >= 0 && sample <= 1))
-    throw invalid('sample', `The sample of ${name} is ${sample}; it is a share from 0 to 1.`);
+    throw invalidDefinition('shadow.sample', `The sample of ${name} is ${sample}; it is a share from 0 to 1.`);
   for (const [path, value] of Object.entries({ timeoutMs, concurrency, maxBytes }))
-    if (!(value >= 1)) throw invalid(path, `The comparison of ${name} can't have ${path} ${value}.`);
+    if (!(value >= 1))
+      throw invalidDefinition(`shadow.${path}`, `The comparison of ${name} can't have ${path} ${value}.`);
   const variant = options.variant as Comparison<Tx>['variant'] | undefined;
   return Object.freeze({
     consumer: name,
@@ -118,8 +119,4 @@ export function compareWith<Tx, Request = unknown, Data = unknown>(
     variant: variant ?? (() => ''),
     eventOf: options.eventOf,
   });
-}
-
-function invalid(path: string, what: string): TurnoutError {
-  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path: `shadow.${path}` } });
 }
