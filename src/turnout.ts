@@ -35,7 +35,7 @@ export type Reply<Replied extends MaybeReply = undefined> = RpcReply | EventRepl
 export type RpcReply =
   /** The consumer has it; `outcome` is its own word, `reply` what the old endpoint answered. */
   | { readonly route: 'rpc'; readonly status: 'done'; readonly outcome: AnsweredOutcome; readonly reply: RpcAnswer }
-  /** The old endpoint refused it for good. */
+  /** The old endpoint refused it for good, or it was given up at the consumer: then `outcome` is `dead` or `skipped`. */
   | { readonly route: 'rpc'; readonly status: 'rejected'; readonly outcome: AnsweredOutcome; readonly reply: RpcAnswer }
   /** No answer yet; the call is kept and will be made again. */
   | {
@@ -218,7 +218,12 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
     const events = await publishEvents(queryable, { source, switchovers, deliver: switchovers.length > 0 }, requests);
     const awaited = events
       .filter(({ isKnown }) => !isKnown)
-      .flatMap(({ stamps }) => stamps.filter((stamp) => repliesOf(byName, stamp)));
+      .flatMap(({ stamps }) =>
+        stamps.flatMap((stamp) => {
+          const replyType = byName.get(stamp.switchover)?.reply?.name;
+          return replyType === undefined ? [] : [{ ...stamp, replyType }];
+        }),
+      );
     if (awaited.length > 0) await awaitReplies(queryable, awaited);
     const all = events.map((event) => {
       const own = ownCalls(event, source, byName, queue);
@@ -261,11 +266,6 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
       await queue.close();
     },
   };
-}
-
-/** Whether somebody may wait for a reply event to this effect. */
-function repliesOf(byName: ReadonlyMap<string, SwitchoverDefinition>, { switchover }: PublishedStamp): boolean {
-  return byName.get(switchover)?.reply !== undefined;
 }
 
 /** The calls of one published event, from its transaction to their answers. */
@@ -411,7 +411,7 @@ async function rpcReply(
   const told = replyOfCall(delivered, effectKey, asking);
   const isEnough = delivered.kind === 'done' && !saysNothing(delivered.outcome, delivered.answer);
   if (isEnough || switchover.reply === undefined) return told;
-  return replyOf(await asking.waiter.wait(effectKey, Math.max(0, until - performance.now()))) ?? told;
+  return replyOf(switchover, await asking.waiter.wait(effectKey, Math.max(0, until - performance.now()))) ?? told;
 }
 
 function replyOfCall(delivered: Delivered, effectKey: string, asking: Asking): RpcReply {
@@ -431,7 +431,7 @@ async function eventReply(
 ): Promise<Reply<MaybeReply>> {
   if (switchover.reply === undefined) return { route: 'event' };
   const known = await Promise.race([asking.waiter.wait(effectKey, timeoutMs), own.discarded]);
-  return replyOf(known) ?? { route: 'event', status: 'pending', effectKey, ...urlOf(effectKey, asking) };
+  return replyOf(switchover, known) ?? { route: 'event', status: 'pending', effectKey, ...urlOf(effectKey, asking) };
 }
 
 function urlOf(effectKey: string, { statusUrl }: Asking): { statusUrl?: string } {
@@ -439,8 +439,13 @@ function urlOf(effectKey: string, { statusUrl }: Asking): { statusUrl?: string }
 }
 
 /** What another process, the sweeper or the consumer has left in the database; undefined while there is nothing to hand out. */
-function replyOf(known: KnownReply | undefined): Reply<MaybeReply> | undefined {
-  const status = statusOf(known);
+function replyOf(
+  { reply: awaited }: SwitchoverDefinition,
+  known: KnownReply | undefined,
+): Reply<MaybeReply> | undefined {
+  // Its type is all that is known of what it holds: an event of another one would not be what the definition promises.
+  const isAwaited = known?.event === undefined || known.event.type === awaited?.name;
+  const status = statusOf(isAwaited ? known : { ...known, event: undefined });
   if (status.status !== 'done' && status.status !== 'rejected') return undefined;
   if (status.route === 'event') return { route: 'event', status: 'done', reply: status.reply };
   const { outcome, reply } = status;

@@ -6,6 +6,8 @@ create table turnout.reply (
   effect_key text primary key,
   switchover text not null,
   route      text not null check (route in ('rpc', 'event')),
+  -- The type of the event that answers. Null: whoever publishes didn't say, and any does.
+  reply_type text,
   -- What became of a call, or what a reply event said. Both are first come, first kept.
   outcome    text check (outcome in ('applied', 'rejected', 'skipped', 'dead', 'duplicate')),
   -- {"status", "body"}: what the old endpoint answered. Null: it was too large, or nobody of this version heard it.
@@ -21,18 +23,20 @@ create index reply_at on turnout.reply (at);
 
 -- Says, in the transaction of their events, that replies to these effects may be asked for. TypeScript does it by itself where a
 -- switchover has a `reply`; from other languages it goes beside turnout.publish. Again, it does nothing.
-create function turnout.await_replies(effect_keys text[], switchovers text[], routes text[])
+--   reply_types  which event type answers each; another one that names the effect answers nothing
+create function turnout.await_replies(effect_keys text[], switchovers text[], routes text[], reply_types text[] default null)
 returns void
 language sql volatile security definer set search_path = pg_catalog, turnout, pg_temp
 as $$
-  insert into turnout.reply (effect_key, switchover, route)
-    select e.effect_key, e.switchover, e.route
-    from unnest(await_replies.effect_keys, await_replies.switchovers, await_replies.routes) as e (effect_key, switchover, route)
+  insert into turnout.reply (effect_key, switchover, route, reply_type)
+    select e.effect_key, e.switchover, e.route, e.reply_type
+    from unnest(await_replies.effect_keys, await_replies.switchovers, await_replies.routes, await_replies.reply_types)
+         as e (effect_key, switchover, route, reply_type)
     order by e.effect_key
     on conflict (effect_key) do nothing
 $$;
 
--- Keeps what a reply event says; false: nobody asked for it, or it has its reply already.
+-- Keeps what a reply event says; false: nobody asked for it, it is of another type, or there is a reply already.
 create function turnout.record_reply(effect_key text, event_id uuid, event_type text, data json)
 returns boolean
 language plpgsql security definer set search_path = pg_catalog, turnout, pg_temp
@@ -42,7 +46,8 @@ begin
   update turnout.reply r
     set event_id = record_reply.event_id, event_type = record_reply.event_type, data = record_reply.data,
         settled_at = coalesce(r.settled_at, clock_timestamp())
-    where r.effect_key = record_reply.effect_key and r.event_id is null;
+    where r.effect_key = record_reply.effect_key and r.event_id is null
+      and coalesce(r.reply_type, record_reply.event_type) is not distinct from record_reply.event_type;
   return found;
 end
 $$;
@@ -63,10 +68,10 @@ $$;
 
 -- What is known of an effect, for a status URL. No row: unknown here.
 create function turnout.reply_status(effect_keys text[])
-returns table (effect_key text, switchover text, route text, outcome text, answer text, event_id uuid, data text, is_owed boolean)
+returns table (effect_key text, switchover text, route text, outcome text, answer text, event_id uuid, event_type text, data text, is_owed boolean)
 language sql stable security definer set search_path = pg_catalog, turnout, pg_temp
 as $$
-  select r.effect_key, r.switchover, r.route, r.outcome, r.answer::text, r.event_id, r.data::text,
+  select r.effect_key, r.switchover, r.route, r.outcome, r.answer::text, r.event_id, r.event_type, r.data::text,
          exists (select from turnout.rpc_delivery d where d.effect_key = r.effect_key)
   from turnout.reply r
   where r.effect_key = any (reply_status.effect_keys)
@@ -90,7 +95,7 @@ end
 $$;
 
 revoke all on turnout.reply from public;
-revoke all on function turnout.await_replies(text[], text[], text[]) from public;
+revoke all on function turnout.await_replies(text[], text[], text[], text[]) from public;
 revoke all on function turnout.record_reply(text, uuid, text, json) from public;
 revoke all on function turnout.settle_call(text, text, json) from public;
 revoke all on function turnout.reply_status(text[]) from public;

@@ -108,6 +108,47 @@ const toEvent = ({ orders, confirmation }: World) =>
   setStage(orders.database, 'orders', confirmation.name, 'event', { reason: 'test', force: true });
 
 describe('after the switch', () => {
+  test('an event of another type answers nothing, and does not stand in the way of the one that does', async () => {
+    const w = await world({ running: false });
+    await toEvent(w);
+    const published = await place(w, 'order-1');
+    const { effectKey } = published.stamps[0]!;
+    // A consumer that brings home the replies of several switchovers has a handler for each of their types.
+    const Other = defineEvent({
+      name: 'email.bounced',
+      version: 1,
+      topic: 'email-replies',
+      schema: z.object({ orderId: z.string(), mail: z.number() }),
+      order: 'none',
+    });
+    const other = defineSwitchover({
+      name: 'bounces',
+      consumer: 'bounces',
+      order: 'none',
+      rpc: [on(OrderPlaced, () => Promise.reject(new Error('unused')))],
+      reply: Other,
+    });
+    const home = replyConsumer(w.orders.database, { name: 'home', switchovers: [w.confirmation, other] });
+    const comes = (type: string, data: unknown) =>
+      w.orders.database.transaction(async (tx) =>
+        home.handlers
+          .find(({ event }) => event.name === type)!
+          .react(
+            { id: randomUUID(), type, data, headers: { 'turnout-reply-to': effectKey } } as never,
+            { tx } as never,
+          ),
+      );
+    await comes('email.bounced', { orderId: 'order-1', mail: 99 });
+    expect(await published.reply(w.confirmation, { timeoutMs: 0 })).toMatchObject({ status: 'pending' });
+    await comes(ConfirmationSent.name, { orderId: 'order-1', mail: 1 });
+    const reply = { route: 'event', status: 'done', reply: { orderId: 'order-1', mail: 1 } };
+    expect(await published.reply(w.confirmation, { timeoutMs: 0 })).toEqual(reply);
+    expect(await w.turnout.replyStatus(effectKey)).toEqual(reply);
+    // One for which nobody said what answers: still nothing but the definition's own is handed out as it.
+    await w.orders.pool.query(`update turnout.reply set reply_type = null, event_type = 'email.bounced'`);
+    expect(await published.reply(w.confirmation, { timeoutMs: 0 })).toMatchObject({ status: 'pending' });
+  });
+
   test('a caller gets the data of the reply event, and the effect happens once', async () => {
     const w = await world();
     await toEvent(w);

@@ -12,7 +12,7 @@ export interface KnownReply {
   /** How the call ended, if one was made and answered. */
   readonly call: { readonly outcome: AnsweredOutcome; readonly answer: KeptReply | undefined } | undefined;
   /** What a reply event said. */
-  readonly event: { readonly data: unknown } | undefined;
+  readonly event: { readonly type: string; readonly data: unknown } | undefined;
   /** Whether a call is still to be made. */
   readonly isOwed: boolean;
 }
@@ -30,6 +30,7 @@ interface KnownRow {
   outcome: AnsweredOutcome | null;
   answer: string | null;
   event_id: string | null;
+  event_type: string | null;
   data: string | null;
   is_owed: boolean;
 }
@@ -37,25 +38,32 @@ interface KnownRow {
 /** Larger answers are not kept; the caller that made the call still gets them. */
 const maxKeptBytes = 65_536;
 
-/** Makes room for the replies of events, in their own transaction. */
+/** Makes room for the replies of events, in their own transaction. `replyType`: of the event that answers; no other one does. */
 export async function awaitReplies(
   tx: Queryable,
-  awaited: readonly { readonly effectKey: string; readonly switchover: string; readonly route: Route }[],
+  awaited: readonly {
+    readonly effectKey: string;
+    readonly switchover: string;
+    readonly route: Route;
+    readonly replyType: string;
+  }[],
 ): Promise<void> {
   // Text in: what the user has told the driver about arrays changes nothing.
   await tx.query(
     `select turnout.await_replies(array(select json_array_elements_text($1::text::json)),
                                   array(select json_array_elements_text($2::text::json)),
-                                  array(select json_array_elements_text($3::text::json)))`,
+                                  array(select json_array_elements_text($3::text::json)),
+                                  array(select json_array_elements_text($4::text::json)))`,
     [
       JSON.stringify(awaited.map(({ effectKey }) => effectKey)),
       JSON.stringify(awaited.map(({ switchover }) => switchover)),
       JSON.stringify(awaited.map(({ route }) => route)),
+      JSON.stringify(awaited.map(({ replyType }) => replyType)),
     ],
   );
 }
 
-/** Keeps what a reply event says. Gives false if nobody asked for it, or it was there before. */
+/** Keeps what a reply event says. Gives false if nobody asked for it, it is of another type than was, or it was there before. */
 export async function recordReply(
   tx: Queryable,
   effectKey: string,
@@ -102,7 +110,7 @@ function keptText({ status, body }: RpcAnswer): string | null {
 /** What is known of effects. Those that were never published, or rolled back, are missing. */
 export async function readReplies(database: Queryable, effectKeys: readonly string[]): Promise<KnownReply[]> {
   const { rows } = await database.query<KnownRow>(
-    `select r.effect_key, r.switchover, r.route, r.outcome, r.answer, r.event_id::text as event_id, r.data, r.is_owed
+    `select r.effect_key, r.switchover, r.route, r.outcome, r.answer, r.event_id::text as event_id, r.event_type, r.data, r.is_owed
        from turnout.reply_status(array(select json_array_elements_text($1::text::json))) r`,
     [JSON.stringify(effectKeys)],
   );
@@ -114,7 +122,10 @@ export async function readReplies(database: Queryable, effectKeys: readonly stri
       row.outcome === null
         ? undefined
         : { outcome: row.outcome, answer: row.answer === null ? undefined : (JSON.parse(row.answer) as KeptReply) },
-    event: row.event_id === null ? undefined : { data: row.data === null ? null : (JSON.parse(row.data) as unknown) },
+    event:
+      row.event_id === null
+        ? undefined
+        : { type: row.event_type!, data: row.data === null ? null : (JSON.parse(row.data) as unknown) },
     isOwed: row.is_owed,
   }));
 }
