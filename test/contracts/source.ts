@@ -447,10 +447,11 @@ export function sourceContract(name: string, broker: () => SourceUnderTest): voi
 
     test('hands out nothing after it was closed', async () => {
       const topic = await topicOf(1);
-      const { membership, seen } = await join([topic]);
+      const { membership, seen, group } = await join([topic]);
       await membership.close();
       await broker().write({ topic, partition: 0 }, texts('a'));
-      await sleep(500);
+      const next = await join([topic], { group });
+      await waitFor(() => next.seen.length === 1, { what: 'the message, at the next member' });
       expect(seen).toEqual([]);
     });
 

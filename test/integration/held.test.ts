@@ -352,12 +352,24 @@ describe('the sweep', () => {
     await waitFor(async () => (await held()).length === 12);
     await first.stop();
     broken = false;
+    const db = pgDatabase(pool);
+    let rounds = 0;
+    const counting: typeof db = {
+      ...db,
+      query: (text, values) => {
+        if (text.includes('h.id > $2::bigint')) rounds++;
+        return db.query(text, values);
+      },
+    };
     await operator('retry_parked', 0);
-    // One round must do: the next would come long after the deadline.
-    await start(handle, { sweepEveryMs: 4_000 });
-    await waitFor(async () => (await effects()).length === 12, { deadlineMs: 7_500 });
+    const inRound: number[] = [];
+    const noting: Handle = async () => void inRound.push(rounds);
+    await start(noting, {}, counting);
+    await waitFor(async () => (await effects()).length === 12, { what: 'all effects', deadlineMs: 30_000 });
     expect(await effects()).toEqual(Array.from({ length: 12 }, (_, step) => `a ${step}`));
-  }, 20_000);
+    expect(inRound).toEqual(Array.from({ length: 12 }, () => inRound[0]));
+    expect(rounds).toBeGreaterThan(0);
+  });
 
   test('aborts a held handler that takes too long when the consumer is stopped', async () => {
     let hangs = false;

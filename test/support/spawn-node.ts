@@ -101,7 +101,7 @@ export function spawnProgram(
     get output() {
       return output;
     },
-    async line(pattern, { deadlineMs = 10_000 } = {}) {
+    async line(pattern, { deadlineMs = 30_000 } = {}) {
       const found = await waitFor(() => nextMatch(pattern) ?? (closed && 'ended'), { deadlineMs, everyMs: 5 }).catch(
         () => 'nothing',
       );
