@@ -18,7 +18,7 @@ export interface NodeProcess {
   readonly output: string;
   /**
    * The next line of standard output that matches, counted from the last one found; lines between are passed over.
-   * Rejects, with all output, when the process ends first or at the deadline (10,000 ms unless given).
+   * Rejects, with all output, when the process ends first or at the deadline (30,000 ms unless given).
    */
   line(pattern: RegExp, options?: { readonly deadlineMs?: number }): Promise<RegExpExecArray>;
   /** Writes a line to its standard input. */
