@@ -175,6 +175,10 @@ begin
     perform turnout.halt_key(effect ->> 'consumer', effect ->> 'source', effect ->> 'topic', effect ->> 'key', halted, effect);
   elsif decision = 'skip' then
     perform turnout.alarm_once(effect ->> 'consumer', 'skipped-old', effect);
+  elsif decision = 'repeat' and is_ordered then
+    -- Published twice under one id: nobody will consume the second number.
+    perform turnout.note_spare_number(effect ->> 'consumer', effect ->> 'effectKey', effect ->> 'source', effect ->> 'topic', effect ->> 'key',
+                                      (effect ->> 'generation')::integer, (effect ->> 'number')::bigint);
   end if;
   return next;
 end
@@ -290,7 +294,7 @@ begin
     answer_headers := answer_headers || first_outcome || '{"turnout-outcome": "duplicate"}';
   elsif why = 'skip' then
     status := 200;
-    answer_headers := answer_headers || '{"turnout-outcome": "skipped"}';
+    answer_headers := answer_headers || '{"turnout-answer": "none", "turnout-outcome": "skipped"}';
   else
     select e.status, answer_headers || jsonb_build_object('turnout-error', e.code) || coalesce(e.more, '{}'),
            json_build_object('error', json_build_object('code', e.code, 'message', e.message))
@@ -425,7 +429,8 @@ begin
   why := entry.decision;
   if why = 'apply' then
     if exists (select from turnout.held h where h.consumer = begin_event.consumer and h.effect_key = effect ->> 'effectKey') then
-      action := 'held';
+      action := turnout.hold_number(begin_event.consumer, effect ->> 'effectKey', (effect ->> 'occurredAt')::timestamptz, record_source,
+                                    record_topic, effect ->> 'key', stamp.generation, stamp.number);
       effect := null;
       return next;
       return;

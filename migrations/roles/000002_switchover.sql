@@ -31,7 +31,7 @@ begin
       ('turnout_operator', 'select', 'shadow_example'),
       ('turnout_operator', 'select', 'shadow_waiver'),
       ('turnout_operator', 'select', 'watched_table'),
-      ('turnout_publisher', 'select, insert, update, delete', 'proxied_call')
+      ('turnout_publisher', 'select, insert', 'proxied_call')
     ) as w (role, rights, name)
     where pg_catalog.to_regclass('turnout.' || w.name) is not null
   loop
@@ -44,11 +44,13 @@ begin
       ('turnout_publisher', 'publish_once'),
       ('turnout_relay', 'delete_old_published_ids'),
       ('turnout_consumer', 'note_spare_number'),
+      ('turnout_consumer', 'hold_number'),
       ('turnout_operator', 'pass_number'),
       ('turnout_publisher', 'await_replies'),
       ('turnout_publisher', 'record_reply'),
       ('turnout_publisher', 'reply_status'),
       ('turnout_publisher', 'settle_call'),
+      ('turnout_publisher', 'forget_proxied_calls'),
       ('turnout_relay', 'settle_call'),
       ('turnout_relay', 'delete_old_replies'),
       ('turnout_consumer', 'begin_call'),

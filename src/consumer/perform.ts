@@ -2,7 +2,7 @@ import { isTurnoutError } from '../errors/index.ts';
 import type { TurnoutError } from '../errors/index.ts';
 import type { Database, Queryable } from '../database/index.ts';
 import type { AnyEventDefinition, Envelope, Reaction, Turn, TurnoutEvent } from '../event/index.ts';
-import { apply, ensureInboxPartition, hold, intend, noteFailed, settle } from '../inbox/index.ts';
+import { apply, ensureInboxPartition, hold, holdNumber, intend, noteFailed, settle } from '../inbox/index.ts';
 import type { Arrival, Effect, HeldMessage, HoldReason, Verdict } from '../inbox/index.ts';
 import { failpoint, sleep } from '../lifecycle/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
@@ -110,7 +110,7 @@ async function performInTransaction(
     const queryable = database.within(tx);
     const standing = await (movesFirst ? around.check(queryable) : around.move(queryable));
     const entry = onEntry({ ...standing, ordered: isInOrder(performance) });
-    if (entry === 'held') return 'held';
+    if (entry === 'held') return holdAgain(queryable, arrival);
     if (entry === 'behind') return holdIt(queryable, performance, arrival, 'behind');
     const context = { tx, signal, attempt, effectKey };
     const verdict = await apply(
@@ -153,7 +153,7 @@ async function performDetached(
         return conclude(queryable, performance, arrival, verdict);
       }
       await around.move(queryable);
-      return entry === 'held' ? 'held' : holdIt(queryable, performance, arrival, 'behind');
+      return entry === 'held' ? holdAgain(queryable, arrival) : holdIt(queryable, performance, arrival, 'behind');
     });
     if (typeof begun === 'string') return begun;
     attempt = begun.attempt;
@@ -224,6 +224,12 @@ async function holdIt(
   if (reason === 'early' && failpoint('consumer.drop-early')) return 'held';
   const more = error === undefined ? {} : { error: describeError(error) };
   return setAside(tx, message, holdKeyOf(arrival, reaction.event), reason, more);
+}
+
+/** It is held already; the number with which it comes must not be lost. */
+async function holdAgain(tx: Queryable, arrival: Arrival): Promise<'held'> {
+  if (arrival.turn !== undefined && (await holdNumber(tx, arrival)) === 'busy') throw new Busy();
+  return 'held';
 }
 
 /** Holds an event, unless it has its outcome by now. Only within {@link orBusy}. */

@@ -1,8 +1,8 @@
 import type { Queryable } from '../database/index.ts';
 import { TurnoutError } from '../errors/index.ts';
 import type { Route, Turn } from '../event/index.ts';
-import { decide } from './decide.ts';
-import type { Decision, Outcome } from './decide.ts';
+import { decide, isBeyond } from './decide.ts';
+import type { Decision, Gate, Outcome } from './decide.ts';
 
 /** One event on its way to its effect, whichever path brought it. */
 export interface Arrival {
@@ -102,6 +102,7 @@ export interface Entry {
   readonly attempts: number;
   /** Whether there is an intent that is known to have failed. */
   readonly failed: boolean;
+  readonly gate?: Gate | undefined;
 }
 
 interface EntryRow {
@@ -153,6 +154,14 @@ export async function enter(
   );
   const row = rows[0]!;
   if (!row.locked) return { decision: { kind: 'running' }, answer: null, attempts: 0, failed: false };
+  const gate =
+    row.gate_number === null
+      ? undefined
+      : {
+          generation: row.gate_generation!,
+          lastNumber: Number(row.gate_number),
+          halted: row.gate_halted ?? undefined,
+        };
   const decision = decide({
     eventId: arrival.eventId,
     path,
@@ -168,22 +177,26 @@ export async function enter(
             requestHash: row.known_request_hash ?? undefined,
             leaseOver: row.known_lease_over === true || row.known_failed === true,
           },
-    gate:
-      row.gate_number === null
-        ? undefined
-        : {
-            generation: row.gate_generation!,
-            lastNumber: Number(row.gate_number),
-            halted: row.gate_halted ?? undefined,
-          },
+    gate,
   });
   const answer: unknown = row.known_answer === null ? null : JSON.parse(row.known_answer);
-  return { decision, answer, attempts: row.known_attempts ?? 0, failed: row.known_failed === true };
+  return { decision, answer, attempts: row.known_attempts ?? 0, failed: row.known_failed === true, gate };
 }
 
-/** The verdict of a decision that lets nothing happen; writes the alarms that belong to it. */
-export async function settled(tx: Queryable, arrival: Arrival, { decision, answer }: Entry): Promise<Verdict> {
+/** The verdict of a decision that lets nothing happen; writes the alarms that belong to it, and passes a number that came with a repeat. */
+export async function settled(tx: Queryable, arrival: Arrival, { decision, answer, gate }: Entry): Promise<Verdict> {
   const verdict = verdictOf(arrival, decision, answer);
+  if (decision.kind === 'repeat' && arrival.turn !== undefined && isBeyond(arrival.turn, gate)) {
+    await tx.query('select turnout.note_spare_number($1, $2, $3, $4, $5, $6, $7)', [
+      arrival.consumer,
+      arrival.effectKey,
+      arrival.source,
+      arrival.topic,
+      arrival.key,
+      arrival.turn.generation,
+      arrival.turn.number,
+    ]);
+  }
   if (decision.kind === 'skip') await raiseOnce(tx, arrival, 'skipped-old');
   if (verdict.kind === 'halted' && verdict.cause) {
     await tx.query('select turnout.halt_key($1, $2, $3, $4, $5, $6)', [

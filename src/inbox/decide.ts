@@ -90,3 +90,12 @@ function decideKnown(situation: Situation, known: KnownEffect): Decision {
   }
   return { kind: 'repeat', outcome: known.outcome };
 }
+
+/**
+ * Whether the gate has not come to a number yet. A repeat has one only if its event was published twice under one id: nobody
+ * will consume it, so it has to be passed, or the key waits for ever.
+ */
+export function isBeyond({ generation, number }: Turn, gate: Gate | undefined): boolean {
+  if (gate === undefined) return true;
+  return generation > gate.generation || (generation === gate.generation && number > gate.lastNumber);
+}

@@ -74,6 +74,19 @@ export async function hold(
   return rows[0]!.result;
 }
 
+/**
+ * Keeps the number of an event that is held already and comes again with another one, or its key would wait for that number for ever.
+ * `busy`: somebody is at it, or it is held no more; nothing was written.
+ */
+export async function holdNumber(tx: Queryable, arrival: Arrival): Promise<'held' | 'busy'> {
+  const { consumer, effectKey, occurredAt, source, topic, key, turn } = arrival;
+  const { rows } = await tx.query<{ result: 'held' | 'busy' }>(
+    'select turnout.hold_number($1, $2, $3, $4, $5, $6, $7, $8) as result',
+    [consumer, effectKey, occurredAt.toISOString(), source, topic, key, turn?.generation ?? null, turn?.number ?? null],
+  );
+  return rows[0]!.result;
+}
+
 /** Notes that an attempt at a held event has failed. One that is held no more stays away. */
 export async function noteHeldFailure(
   tx: Queryable,

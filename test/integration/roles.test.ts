@@ -341,7 +341,7 @@ describe('turnout_consumer', () => {
       return answer.headers['turnout-outcome']?.toString() ?? answer.headers['turnout-error']!.toString();
     };
     expect(await call(1)).toBe('applied');
-    expect(await call(2, new Date(), 409)).toBe('rejected');
+    expect(await call(2, new Date(), 422)).toBe('rejected');
     expect(await call(9)).toBe('TURNOUT_EFFECT_EARLY');
     expect(await call(undefined, new Date(0))).toBe('skipped');
     expect(await call(2)).toBe('TURNOUT_GATE_HALTED');
@@ -550,6 +550,7 @@ test('every function is granted to a role, or is only called by others', async (
     'held_that_can_go_on',
     'is_reserved_header',
     'need_of_outbox_partition',
+    'pass_spare_numbers',
     'percent_decode',
     'plan_event',
     'ramp_bucket',
