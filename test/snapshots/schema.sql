@@ -48,13 +48,14 @@ CREATE FUNCTION turnout.alarm_once(consumer text, kind text, detail jsonb) RETUR
                         and a.detail ->> 'effectKey' = alarm_once.detail ->> 'effectKey')
 $$;
 
-CREATE FUNCTION turnout.await_replies(effect_keys text[], switchovers text[], routes text[]) RETURNS void
+CREATE FUNCTION turnout.await_replies(effect_keys text[], switchovers text[], routes text[], reply_types text[] DEFAULT NULL::text[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
-  insert into turnout.reply (effect_key, switchover, route)
-    select e.effect_key, e.switchover, e.route
-    from unnest(await_replies.effect_keys, await_replies.switchovers, await_replies.routes) as e (effect_key, switchover, route)
+  insert into turnout.reply (effect_key, switchover, route, reply_type)
+    select e.effect_key, e.switchover, e.route, e.reply_type
+    from unnest(await_replies.effect_keys, await_replies.switchovers, await_replies.routes, await_replies.reply_types)
+         as e (effect_key, switchover, route, reply_type)
     order by e.effect_key
     on conflict (effect_key) do nothing
 $$;
@@ -78,6 +79,7 @@ CREATE FUNCTION turnout.begin_call(consumer text, headers jsonb, body_hash text,
     AS $_$
 #variable_conflict use_column
 declare
+  first_outcome jsonb := '{}';
   given jsonb := (select coalesce(jsonb_object_agg(lower(h.key), trim(h.value)), '{}') from jsonb_each_text(begin_call.headers) h);
   names constant text[] := array['idempotency-key', 'turnout-consumer', 'turnout-event-id', 'turnout-event-type', 'turnout-event-source',
                                  'turnout-event-topic', 'turnout-event-time'];
@@ -147,18 +149,22 @@ begin
   effect := null;
   answer_headers := '{"content-type": "application/json"}';
   body := '{}';
+  if why = 'repeat' and entry.outcome <> 'applied' then
+    -- Else a repeat of what was given up would look like one of what was done.
+    first_outcome := jsonb_build_object('turnout-first-outcome', entry.outcome);
+  end if;
   if why = 'repeat' and entry.answer is not null then
     stored := entry.answer::jsonb;
     status := (stored ->> 'status')::integer;
-    answer_headers := (stored -> 'headers') || '{"turnout-outcome": "duplicate"}';
+    answer_headers := (stored -> 'headers') || first_outcome || '{"turnout-outcome": "duplicate"}';
     body := coalesce(stored ->> 'body', '');
     encoding := coalesce(stored ->> 'encoding', 'text');
   elsif why in ('repeat', 'duplicate') then
-    status := case when entry.outcome = 'rejected' then 422 else 200 end;
-    answer_headers := answer_headers || '{"turnout-outcome": "duplicate"}';
+    status := case when first_outcome <> '{}' then 422 else 200 end;
+    answer_headers := answer_headers || first_outcome || '{"turnout-outcome": "duplicate"}';
   elsif why = 'skip' then
     status := 200;
-    answer_headers := answer_headers || '{"turnout-outcome": "skipped"}';
+    answer_headers := answer_headers || '{"turnout-answer": "none", "turnout-outcome": "skipped"}';
   else
     select e.status, answer_headers || jsonb_build_object('turnout-error', e.code) || coalesce(e.more, '{}'),
            json_build_object('error', json_build_object('code', e.code, 'message', e.message))
@@ -283,7 +289,8 @@ begin
   why := entry.decision;
   if why = 'apply' then
     if exists (select from turnout.held h where h.consumer = begin_event.consumer and h.effect_key = effect ->> 'effectKey') then
-      action := 'held';
+      action := turnout.hold_number(begin_event.consumer, effect ->> 'effectKey', (effect ->> 'occurredAt')::timestamptz, record_source,
+                                    record_topic, effect ->> 'key', stamp.generation, stamp.number);
       effect := null;
       return next;
       return;
@@ -340,7 +347,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION turnout.change_stage(source text, name text, stage text, reason text, percent numeric, force boolean, automatic boolean, detail jsonb) RETURNS bigint
+CREATE FUNCTION turnout.change_stage(source text, name text, stage text, reason text, percent numeric, force boolean, automatic boolean, detail jsonb, expected_epoch bigint) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
@@ -363,6 +370,11 @@ begin
     raise exception 'Switchover % does not exist in source %.', change_stage.name, change_stage.source
       using errcode = 'TU002', detail = json_build_object('switchover', change_stage.name, 'source', change_stage.source)::text;
   end if;
+  if change_stage.expected_epoch <> current.epoch then
+    raise exception 'Switchover % is in epoch %, and no more in %.', current.name, current.epoch, change_stage.expected_epoch
+      using errcode = 'TU042', detail = json_build_object('switchover', current.name, 'stage', current.stage, 'epoch', current.epoch,
+                                                          'expectedEpoch', change_stage.expected_epoch)::text;
+  end if;
   -- 'NaN' is above everything.
   share := case when change_stage.percent is not null then least(greatest(change_stage.percent, -1), 101) end;
   if change_stage.stage = current.stage and (current.stage <> 'ramp' or share = current.percent) then
@@ -380,9 +392,9 @@ begin
     select u.events, u.newest into undeclared from turnout.undeclared_publishers(current.source, current.name) u;
   end if;
   select * into latest from turnout.switchover_check c
-    where c.source = current.source and c.switchover = current.name and c.for_stage = change_stage.stage
+    where c.source = current.source and c.switchover = current.name and c.for_stage = change_stage.stage and c.epoch = current.epoch
     order by c.id desc limit 1;
-  if latest.epoch <> current.epoch or latest.at < clock_timestamp() - interval '10 minutes' then
+  if latest.at < clock_timestamp() - interval '10 minutes' then
     latest := null;
   end if;
   if change_stage.stage = 'done' or current.endpoint = 'bridged' then
@@ -497,6 +509,58 @@ CREATE FUNCTION turnout.closed_outbox_partitions() RETURNS TABLE(name text, lowe
   order by b.bound[2]::bigint
 $$;
 
+CREATE FUNCTION turnout.consumed_snapshot(source text, topic text, consumed jsonb) RETURNS pg_snapshot
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  oldest integer;
+  below bigint;
+  above bigint;
+  middle bigint;
+  probe record;
+  done pg_snapshot := '1:1:';
+begin
+  select coalesce(min(coalesce(c.generation, 1)), 1) into oldest
+    from turnout.topic t
+    cross join lateral generate_series(0, t.partitions - 1) as p (partition)
+    left join lateral (
+      select max(c.generation) as generation
+      from jsonb_to_recordset(consumed_snapshot.consumed) as c (topic text, partition integer, source text, generation integer)
+      where c.source = consumed_snapshot.source and c.topic = t.name and c.partition = p.partition) c on true
+    where t.name = consumed_snapshot.topic;
+  -- Before a copy into this cluster, snapshots were those of another one: rebase_relay.
+  select coalesce(max(t.tick) filter (where t.relay = 'rebase' and t.hi::text = '1:1:'), min(t.tick) - 1), max(t.tick) + 1 into below, above
+    from turnout.relay_tick t where t.shard = 0;
+  while above - below > 1 loop
+    middle := below + (above - below) / 2;
+    select t.tick, t.lo, t.numbers, n.generation into probe
+      from turnout.relay_tick t
+      cross join lateral (select max(substr(k, length(consumed_snapshot.source) + 2)::integer) as generation
+                            from jsonb_object_keys(t.numbers) k where starts_with(k, consumed_snapshot.source || '/')) n
+      where t.shard = 0 and t.tick > below and t.tick <= middle and n.generation is not null
+      order by t.tick desc limit 1;
+    if not found then
+      below := middle;
+    elsif probe.generation > oldest or (probe.generation = oldest and exists (
+        select from jsonb_array_elements_text(probe.numbers -> (consumed_snapshot.source || '/' || oldest) -> consumed_snapshot.topic)
+               with ordinality as n (count, place)
+        where n.count::bigint > coalesce((
+          select max(case when c.generation > oldest then n.count::bigint else c.sequence end)
+          from jsonb_to_recordset(consumed_snapshot.consumed) as c (topic text, partition integer, source text, generation integer, sequence bigint)
+          where c.source = consumed_snapshot.source and c.topic = consumed_snapshot.topic and c.partition = n.place - 1
+            and c.generation >= oldest), 0))) then
+      above := probe.tick;
+    else
+      below := middle;
+      done := probe.lo;
+    end if;
+  end loop;
+  return done;
+end
+$$;
+
 CREATE FUNCTION turnout.count_sequence(known_generation integer, known_base bigint, known_last bigint, generation integer, number bigint) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -530,6 +594,24 @@ CREATE FUNCTION turnout.decide_effect(event_id uuid, request_hash text, generati
     when number = 1 + case when generation = gate_generation then gate_number else 0 end then 'apply'
     else 'early'
   end
+$$;
+
+CREATE FUNCTION turnout.delete_old_published_ids(older_than interval, most integer DEFAULT 5000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+declare
+  deleted integer;
+begin
+  delete from turnout.published_id k
+    where k.id in (
+      select o.id from turnout.published_id o
+      where o.claimed_at < clock_timestamp() - delete_old_published_ids.older_than
+        and not exists (select from jsonb_array_elements(o.stamps) s join turnout.rpc_delivery d on d.effect_key = s ->> 'effectKey')
+      order by o.claimed_at limit delete_old_published_ids.most);
+  get diagnostics deleted = row_count;
+  return deleted;
+end
 $$;
 
 CREATE FUNCTION turnout.delete_old_replies(older_than interval, most integer) RETURNS integer
@@ -774,6 +856,10 @@ begin
     perform turnout.halt_key(effect ->> 'consumer', effect ->> 'source', effect ->> 'topic', effect ->> 'key', halted, effect);
   elsif decision = 'skip' then
     perform turnout.alarm_once(effect ->> 'consumer', 'skipped-old', effect);
+  elsif decision = 'repeat' and is_ordered then
+    -- Published twice under one id: nobody will consume the second number.
+    perform turnout.note_spare_number(effect ->> 'consumer', effect ->> 'effectKey', effect ->> 'source', effect ->> 'topic', effect ->> 'key',
+                                      (effect ->> 'generation')::integer, (effect ->> 'number')::bigint);
   end if;
   return next;
 end
@@ -836,6 +922,27 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.forget_proxied_calls(source text, proxy text, older_than interval, most integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+declare
+  deleted integer;
+begin
+  delete from turnout.proxied_call p
+    where (p.source, p.proxy, p.key_hash) in (
+      select o.source, o.proxy, o.key_hash from turnout.proxied_call o
+      where o.source = forget_proxied_calls.source and o.proxy = forget_proxied_calls.proxy
+        and o.at < clock_timestamp() - forget_proxied_calls.older_than
+        and (o.settled_at is null or o.settled_at < clock_timestamp() - forget_proxied_calls.older_than)
+        and (o.route = 'event' or o.outcome is not null)
+        and not exists (select from turnout.rpc_delivery d where d.effect_key = o.effect_key)
+      order by o.at limit forget_proxied_calls.most);
+  get diagnostics deleted = row_count;
+  return deleted;
+end
+$$;
+
 CREATE FUNCTION turnout.halt_key(consumer text, source text, topic text, key text, reason text, detail jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -864,6 +971,7 @@ CREATE TABLE turnout.held (
     error text,
     attempts integer DEFAULT 0 NOT NULL,
     held_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    event_type text GENERATED ALWAYS AS ((message #>> '{headers,ce_type}'::text[])) STORED,
     CONSTRAINT held_reason_check CHECK ((reason = ANY (ARRAY['early'::text, 'parked'::text, 'behind'::text])))
 );
 
@@ -894,6 +1002,7 @@ CREATE FUNCTION turnout.hold_event(consumer text, effect_key text, occurred_at t
 #variable_conflict use_column
 declare
   entry record;
+  held record;
 begin
   select e.locked, e.known_outcome into entry
     from turnout.enter_inbox(hold_event.consumer, hold_event.effect_key, hold_event.occurred_at, hold_event.source, hold_event.topic,
@@ -902,15 +1011,55 @@ begin
     return 'busy';
   end if;
   if entry.known_outcome not in ('running', 'queued') then
-    delete from turnout.held h where h.consumer = hold_event.consumer and h.effect_key = hold_event.effect_key;
+    delete from turnout.held h where h.consumer = hold_event.consumer and h.effect_key = hold_event.effect_key
+      returning h.source, h.topic, h.key, h.generation, h.number into held;
+    perform turnout.note_spare_number(hold_event.consumer, hold_event.effect_key, held.source, held.topic, held.key,
+                                      held.generation, held.number);
+    perform turnout.note_spare_number(hold_event.consumer, hold_event.effect_key, hold_event.source, hold_event.topic, hold_event.key,
+                                      hold_event.generation, hold_event.number);
     return 'done';
   end if;
-  insert into turnout.held (consumer, effect_key, reason, source, topic, partition, "offset", key, generation, number, message, error, attempts)
+  insert into turnout.held as h (consumer, effect_key, reason, source, topic, partition, "offset", key, generation, number, message, error, attempts)
     values (hold_event.consumer, hold_event.effect_key, hold_event.reason, hold_event.source, hold_event.topic, hold_event.partition,
             hold_event."offset", hold_event.key, hold_event.generation, hold_event.number, hold_event.message, hold_event.error,
             hold_event.attempts)
     on conflict (consumer, effect_key) do update
       set reason = excluded.reason, error = excluded.error, attempts = excluded.attempts;
+  perform turnout.hold_number(hold_event.consumer, hold_event.effect_key, hold_event.occurred_at, hold_event.source, hold_event.topic,
+                              hold_event.key, hold_event.generation, hold_event.number);
+  return 'held';
+end
+$$;
+
+CREATE FUNCTION turnout.hold_number(consumer text, effect_key text, occurred_at timestamp with time zone, source text, topic text, key text, generation integer, number bigint) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  held turnout.held;
+begin
+  select * into held from turnout.held h where h.consumer = hold_number.consumer and h.effect_key = hold_number.effect_key;
+  if (held.generation, held.number) = (hold_number.generation, hold_number.number) or hold_number.number is null then
+    return 'held';
+  end if;
+  perform from turnout.enter_inbox(hold_number.consumer, hold_number.effect_key, hold_number.occurred_at, hold_number.source,
+                                   hold_number.topic, hold_number.key, true, false, 0, 0) e where e.locked;
+  if not found then
+    return 'busy';
+  end if;
+  select * into held from turnout.held h
+    where h.consumer = hold_number.consumer and h.effect_key = hold_number.effect_key for update;
+  if not found then
+    return 'busy';
+  end if;
+  if (hold_number.generation, hold_number.number) < (held.generation, held.number) then
+    update turnout.held h set generation = hold_number.generation, number = hold_number.number where h.id = held.id;
+    perform turnout.note_spare_number(held.consumer, held.effect_key, held.source, held.topic, held.key, held.generation, held.number);
+  else
+    perform turnout.note_spare_number(hold_number.consumer, hold_number.effect_key, hold_number.source, hold_number.topic, hold_number.key,
+                                      hold_number.generation, hold_number.number);
+  end if;
   return 'held';
 end
 $$;
@@ -1083,6 +1232,33 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.note_spare_number(consumer text, effect_key text, source text, topic text, key text, generation integer, number bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  if note_spare_number.number is null or exists (
+      select from turnout.gate g
+      where g.consumer = note_spare_number.consumer and g.source = note_spare_number.source and g.topic = note_spare_number.topic
+        and g.key = note_spare_number.key
+        and (g.generation, g.last_number) >= (note_spare_number.generation, note_spare_number.number)) then
+    return;
+  end if;
+  insert into turnout.spare_number (consumer, source, topic, key, generation, number, effect_key)
+    values (note_spare_number.consumer, note_spare_number.source, note_spare_number.topic, note_spare_number.key,
+            note_spare_number.generation, note_spare_number.number, note_spare_number.effect_key)
+    on conflict do nothing;
+  if found then
+    insert into turnout.alarm (consumer, kind, detail)
+      values (note_spare_number.consumer, 'repeated-id', jsonb_build_object(
+        'effectKey', note_spare_number.effect_key, 'source', note_spare_number.source, 'topic', note_spare_number.topic,
+        'key', note_spare_number.key, 'generation', note_spare_number.generation, 'number', note_spare_number.number));
+  end if;
+  perform turnout.pass_spare_numbers(note_spare_number.consumer, note_spare_number.source, note_spare_number.topic, note_spare_number.key);
+end
+$$;
+
 CREATE FUNCTION turnout.park_effect(effect jsonb, error text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
@@ -1093,6 +1269,80 @@ begin
     raise exception 'Only events are parked; a call is answered without an outcome and made again.' using errcode = 'invalid_parameter_value';
   end if;
   perform turnout.set_aside(effect, 'parked', error, (effect ->> 'attempts')::integer);
+end
+$$;
+
+CREATE FUNCTION turnout.pass_number(consumer text, source text, topic text, key text, generation integer, number bigint, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+declare
+  gate turnout.gate;
+  waiting record;
+  place constant jsonb := jsonb_build_object('consumer', pass_number.consumer, 'source', pass_number.source, 'topic', pass_number.topic,
+                                             'key', pass_number.key, 'generation', pass_number.generation, 'number', pass_number.number);
+begin
+  if coalesce(trim(pass_number.reason), '') = '' then
+    raise exception 'To pass a number needs a reason.' using errcode = 'TU012', detail = place::text;
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended(concat_ws(e'\x1f', 'key', pass_number.consumer, pass_number.source, pass_number.topic,
+                                                           pass_number.key), 7472));
+  select * into gate from turnout.gate g
+    where g.consumer = pass_number.consumer and g.source = pass_number.source and g.topic = pass_number.topic and g.key = pass_number.key;
+  if ((pass_number.generation = gate.generation and pass_number.number = gate.last_number + 1)
+      or (pass_number.generation > coalesce(gate.generation, 0) and pass_number.number = 1)) is not true then
+    raise exception 'Number % of generation % is not the next one of key %: the gate stands at %.', pass_number.number, pass_number.generation,
+                    pass_number.key, coalesce(gate.generation || '.' || gate.last_number, 'its start')
+      using errcode = 'TU036', detail = (place || jsonb_build_object('lastGeneration', gate.generation, 'lastNumber', gate.last_number))::text;
+  end if;
+  select h.effect_key, h.reason into waiting from turnout.held h
+    where h.consumer = pass_number.consumer and h.source = pass_number.source and h.topic = pass_number.topic and h.key = pass_number.key
+      and h.generation = pass_number.generation and h.number = pass_number.number;
+  if found then
+    raise exception 'Number % of key % has come: it is held as %, %.', pass_number.number, pass_number.key, waiting.effect_key, waiting.reason
+      using errcode = 'TU037', detail = (place || jsonb_build_object('effectKey', waiting.effect_key, 'reason', waiting.reason))::text;
+  end if;
+  insert into turnout.gate as g (consumer, source, topic, key, generation, last_number)
+    values (pass_number.consumer, pass_number.source, pass_number.topic, pass_number.key, pass_number.generation, pass_number.number)
+    on conflict (consumer, source, topic, key) do update set generation = excluded.generation, last_number = excluded.last_number;
+  insert into turnout.alarm (consumer, kind, detail, seen_at, seen_by, seen_reason)
+    values (pass_number.consumer, 'number-passed', place, clock_timestamp(), session_user, pass_number.reason);
+  perform turnout.pass_spare_numbers(pass_number.consumer, pass_number.source, pass_number.topic, pass_number.key);
+end
+$$;
+
+CREATE FUNCTION turnout.pass_spare_numbers(consumer text, source text, topic text, key text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  gate turnout.gate;
+  spare record;
+begin
+  loop
+    select * into gate from turnout.gate g
+      where g.consumer = pass_spare_numbers.consumer and g.source = pass_spare_numbers.source and g.topic = pass_spare_numbers.topic
+        and g.key = pass_spare_numbers.key;
+    -- What is past came to nothing else.
+    delete from turnout.spare_number s
+      where s.consumer = gate.consumer and s.source = gate.source and s.topic = gate.topic and s.key = gate.key
+        and (s.generation, s.number) <= (gate.generation, gate.last_number);
+    delete from turnout.spare_number s
+      where s.consumer = pass_spare_numbers.consumer and s.source = pass_spare_numbers.source and s.topic = pass_spare_numbers.topic
+        and s.key = pass_spare_numbers.key
+        and ((s.generation = gate.generation and s.number = gate.last_number + 1)
+             or (s.generation > coalesce(gate.generation, 0) and s.number = 1))
+        and not exists (select from turnout.held h where h.consumer = s.consumer and h.effect_key = s.effect_key)
+      returning s.generation, s.number into spare;
+    exit when not found;
+    insert into turnout.gate as g (consumer, source, topic, key, generation, last_number)
+      values (pass_spare_numbers.consumer, pass_spare_numbers.source, pass_spare_numbers.topic, pass_spare_numbers.key,
+              spare.generation, spare.number)
+      on conflict (consumer, source, topic, key) do update set generation = excluded.generation, last_number = excluded.last_number;
+  end loop;
 end
 $$;
 
@@ -1130,15 +1380,20 @@ CREATE FUNCTION turnout.plan_event(before_since boolean, sequence text, route te
   end
 $$;
 
-CREATE FUNCTION turnout.publish(source text, type text, version integer, key text, data json, headers jsonb DEFAULT NULL::jsonb, switchovers text[] DEFAULT '{}'::text[], id uuid DEFAULT gen_random_uuid()) RETURNS uuid
-    LANGUAGE sql SECURITY DEFINER
+CREATE FUNCTION turnout.publish(source text, type text, version integer, key text, data json, headers jsonb DEFAULT NULL::jsonb, switchovers text[] DEFAULT '{}'::text[], id uuid DEFAULT NULL::uuid) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
-  select p.id from turnout.publish_events(
-    publish.source,
-    json_build_array(json_build_object('id', publish.id, 'type', publish.type, 'version', publish.version, 'key', publish.key,
-                                       'data', publish.data, 'headers', publish.headers)),
-    publish.switchovers) p
+#variable_conflict use_column
+declare
+  event constant json := json_build_array(json_build_object('id', publish.id, 'type', publish.type, 'version', publish.version,
+                                                            'key', publish.key, 'data', publish.data, 'headers', publish.headers));
+begin
+  if publish.id is null then
+    return (select p.id from turnout.publish_events(publish.source, event, publish.switchovers) p);
+  end if;
+  return (select p.id from turnout.publish_once(publish.source, event, publish.switchovers) p);
+end
 $$;
 
 CREATE FUNCTION turnout.publish_events(source text, events json, switchovers text[] DEFAULT '{}'::text[], deliver boolean DEFAULT false) RETURNS TABLE(seq text, id uuid, type text, version integer, topic text, key text, occurred_at timestamp with time zone, routes text, stamps jsonb)
@@ -1348,6 +1603,94 @@ begin
 end
 $$;
 
+CREATE FUNCTION turnout.publish_once(source text, events json, switchovers text[] DEFAULT '{}'::text[], deliver boolean DEFAULT false) RETURNS TABLE(place bigint, seq text, id uuid, type text, version integer, topic text, key text, occurred_at timestamp with time zone, routes text, stamps jsonb, is_known boolean, data json, headers jsonb)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare
+  ids uuid[];
+  lock_numbers bigint[];
+  lock_number bigint;
+  claimed uuid[];
+  reused record;
+  fresh json;
+  places bigint[];
+begin
+  select array_agg(distinct e.id) filter (where e.id is not null),
+         array_agg(distinct hashtextextended(r.topic || e'\x1f' || e.key, 7471)
+                   order by hashtextextended(r.topic || e'\x1f' || e.key, 7471)) filter (where r.ordering = 'key')
+    into ids, lock_numbers
+    from json_to_recordset(publish_once.events) as e (id uuid, type text, version integer, key text)
+    left join turnout.event_type r on r.name = e.type and r.version = e.version;
+  if cardinality(ids) < (select count(e.id) from json_to_recordset(publish_once.events) as e (id uuid)) then
+    raise exception 'Two of the events have the same id.' using errcode = 'TU009', detail = '{"path": "id"}';
+  end if;
+
+  -- First the keys, as in publish_events: a transaction that has published one of them before can then not wait here for one that
+  -- waits for it. Too many are refused there.
+  if cardinality(lock_numbers) <= 1000 then
+    foreach lock_number in array lock_numbers loop
+      perform pg_advisory_xact_lock(lock_number);
+    end loop;
+  end if;
+
+  -- In one order. Who comes second waits here; after a rollback of the first the id is free.
+  with claim as (
+    insert into turnout.published_id as p (id) select i from unnest(ids) i order by i
+      on conflict (id) do nothing
+      returning p.id
+  )
+  select coalesce(array_agg(c.id), '{}') into claimed from claim c;
+  if (select count(*) from turnout.published_id k where k.id = any (ids)) < cardinality(ids) then
+    -- Too old, and deleted between the two statements.
+    raise exception 'The id of an event was forgotten just now.' using errcode = 'serialization_failure';
+  end if;
+
+  select k.id, e.place, case when k.source <> publish_once.source then 'source' when k.type <> e.type then 'type' else 'key' end as what
+    into reused
+    from rows from (json_to_recordset(publish_once.events) as (id uuid, type text, key text)) with ordinality as e (id, type, key, place)
+    join turnout.published_id k on k.id = e.id
+    where k.seq is not null and (k.source <> publish_once.source or k.type is distinct from e.type or k.key is distinct from e.key)
+    order by e.place limit 1;
+  if found then
+    raise exception 'The id % is that of an event of another %.', reused.id, reused.what
+      using errcode = 'TU035', detail = json_build_object('id', reused.id, 'path', reused.what, 'index', reused.place - 1)::text;
+  end if;
+
+  select json_agg(e.event order by e.place), array_agg(e.place order by e.place) into fresh, places
+    from json_array_elements(publish_once.events) with ordinality as e (event, place)
+    where e.event ->> 'id' is null or (e.event ->> 'id')::uuid = any (claimed);
+  if cardinality(claimed) = coalesce(cardinality(ids), 0) then
+    -- As it came: what is wrong with it is said of its place.
+    fresh := publish_once.events;
+  end if;
+
+  if places is not null or publish_once.events is null then
+    return query
+      with published as materialized (
+        select p.*, row_number() over (order by p.seq::bigint) as nth
+        from turnout.publish_events(publish_once.source, fresh, publish_once.switchovers, publish_once.deliver) p
+      ), kept as (
+        update turnout.published_id k
+          set source = publish_once.source, type = p.type, version = p.version, topic = p.topic, key = p.key, seq = p.seq::bigint,
+              xid = pg_current_xact_id(), occurred_at = p.occurred_at, routes = p.routes, stamps = p.stamps
+          from published p where k.id = p.id and k.id = any (claimed)
+      )
+      select places[p.nth], p.seq, p.id, p.type, p.version, p.topic, p.key, p.occurred_at, p.routes, p.stamps, false, null::json, null::jsonb
+      from published p;
+  end if;
+  if cardinality(claimed) < cardinality(ids) then
+    return query
+      select e.place, k.seq::text, k.id, k.type, k.version, k.topic, k.key, k.occurred_at, k.routes, k.stamps, true, o.payload, o.headers
+      from rows from (json_to_recordset(publish_once.events) as (id uuid)) with ordinality as e (id, place)
+      join turnout.published_id k on k.id = e.id
+      left join turnout.outbox o on o.xid = k.xid and o.seq = k.seq
+      where k.id <> all (claimed);
+  end if;
+end
+$$;
+
 CREATE FUNCTION turnout.ramp_bucket(salt text, key text) RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select (('x' || substr(md5(salt || ':' || key), 1, 8))::bit(32)::bigint % 10000)::integer $$;
@@ -1398,7 +1741,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION turnout.recent_outcomes(consumer text, within_time interval, most integer DEFAULT 100000) RETURNS TABLE(path text, outcome text, effects bigint, newest timestamp with time zone)
+CREATE FUNCTION turnout.recent_outcomes(consumer text, within_time interval, most integer DEFAULT 100000, source text DEFAULT NULL::text, event_types text[] DEFAULT NULL::text[]) RETURNS TABLE(path text, outcome text, effects bigint, newest timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -1407,9 +1750,13 @@ CREATE FUNCTION turnout.recent_outcomes(consumer text, within_time interval, mos
     SET max_parallel_workers_per_gather TO '0'
     AS $$
   select r.path, r.outcome, count(*), max(r.finished_at)
-  from (
+  from (values ('rpc'), ('event')) as p (path)
+  cross join lateral (
     select i.path, i.outcome, i.finished_at from turnout.inbox i
     where i.consumer = recent_outcomes.consumer and i.finished_at > statement_timestamp() - recent_outcomes.within_time
+      and i.path = p.path
+      and (recent_outcomes.source is null or i.source = recent_outcomes.source)
+      and (recent_outcomes.event_types is null or i.event_type = any (recent_outcomes.event_types))
     limit recent_outcomes.most
   ) r
   group by r.path, r.outcome
@@ -1455,7 +1802,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION turnout.record_check(source text, name text, for_stage text, verdict text, findings jsonb DEFAULT '[]'::jsonb) RETURNS bigint
+CREATE FUNCTION turnout.record_check(source text, name text, for_stage text, verdict text, findings jsonb DEFAULT '[]'::jsonb, epoch bigint DEFAULT NULL::bigint) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
@@ -1464,7 +1811,7 @@ declare
   recorded bigint;
 begin
   insert into turnout.switchover_check (source, switchover, epoch, for_stage, verdict, findings)
-    select s.source, s.name, s.epoch, record_check.for_stage, record_check.verdict, coalesce(record_check.findings, '[]')
+    select s.source, s.name, coalesce(record_check.epoch, s.epoch), record_check.for_stage, record_check.verdict, coalesce(record_check.findings, '[]')
     from turnout.switchover s where s.source = record_check.source and s.name = record_check.name
     returning id into recorded;
   if recorded is null then
@@ -1480,6 +1827,8 @@ CREATE FUNCTION turnout.record_outcome(consumer text, effect_key text, occurred_
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
 #variable_conflict use_column
+declare
+  held record;
 begin
   insert into turnout.inbox as i (consumer, effect_key, occurred_at, event_id, event_type, source, topic, key, generation, number,
                                   path, outcome, request_hash, answer, reason, attempts)
@@ -1511,7 +1860,18 @@ begin
         using errcode = 'serialization_failure';
     end if;
   end if;
-  delete from turnout.held h where h.consumer = record_outcome.consumer and h.effect_key = record_outcome.effect_key;
+  delete from turnout.held h where h.consumer = record_outcome.consumer and h.effect_key = record_outcome.effect_key
+    returning h.source, h.topic, h.key, h.generation, h.number into held;
+  if held.number is not null then
+    perform turnout.note_spare_number(record_outcome.consumer, record_outcome.effect_key, held.source, held.topic, held.key,
+                                      held.generation, held.number);
+  end if;
+  if record_outcome.number is not null and exists (
+      select from turnout.spare_number s
+      where s.consumer = record_outcome.consumer and s.source = record_outcome.source and s.topic = record_outcome.topic
+        and s.key = record_outcome.key) then
+    perform turnout.pass_spare_numbers(record_outcome.consumer, record_outcome.source, record_outcome.topic, record_outcome.key);
+  end if;
 end
 $$;
 
@@ -1524,7 +1884,8 @@ begin
   update turnout.reply r
     set event_id = record_reply.event_id, event_type = record_reply.event_type, data = record_reply.data,
         settled_at = coalesce(r.settled_at, clock_timestamp())
-    where r.effect_key = record_reply.effect_key and r.event_id is null;
+    where r.effect_key = record_reply.effect_key and r.event_id is null
+      and coalesce(r.reply_type, record_reply.event_type) is not distinct from record_reply.event_type;
   return found;
 end
 $$;
@@ -1556,8 +1917,8 @@ begin
            g.paths, g.count, clock_timestamp(), clock_timestamp()
       from jsonb_to_recordset(record_shadow.gathered -> 'mismatches')
            as g (fingerprint text, kind text, "eventType" text, paths jsonb, count bigint)
-     order by g.fingerprint
-    on conflict (consumer, fingerprint, minute, release) do update set count = m.count + excluded.count, last_at = excluded.last_at;
+     order by g.fingerprint, g."eventType"
+    on conflict (consumer, fingerprint, minute, release, event_type) do update set count = m.count + excluded.count, last_at = excluded.last_at;
   -- The newest five of a group stay.
   insert into turnout.shadow_example (consumer, fingerprint, effect_key, release, expected, actual, at)
     select record_shadow.consumer, g.fingerprint, g."effectKey", record_shadow.release, g.expected, g.actual, clock_timestamp()
@@ -1616,9 +1977,10 @@ declare
   done pg_snapshot := '1:1:';
   redriven bigint;
 begin
-  -- Held against a stage change: `done` must not come between.
+  -- Held against a change of its endpoint. Stage changes, those of a guardrail above all, don't wait for this; that `done` doesn't come
+  -- between is seen to by turnout.rpc_open, to which all that is owed refers.
   select * into current from turnout.switchover s
-    where s.source = redrive.source and s.name = redrive.name for no key update;
+    where s.source = redrive.source and s.name = redrive.name for key share;
   if not found then
     raise exception 'Switchover % does not exist in source %.', redrive.name, redrive.source
       using errcode = 'TU002', detail = json_build_object('switchover', redrive.name, 'source', redrive.source)::text;
@@ -1636,19 +1998,7 @@ begin
     select coalesce(max(h.epoch), current.epoch + 1) into first_epoch from turnout.switchover_history h
       where h.source = current.source and h.switchover = current.name and h.from_stage = 'rpc' and h.to_stage <> 'rpc';
   else
-    -- The newest tick before which no partition of the topic was given more events than were consumed.
-    select t.lo into done from turnout.relay_tick t
-      where t.shard = 0 and not exists (
-        select from jsonb_each(t.numbers) g
-        cross join lateral jsonb_array_elements_text(g.value -> current.topic) with ordinality as n (count, place)
-        cross join lateral (select substr(g.key, length(current.source) + 2)::integer as generation) of
-        where starts_with(g.key, current.source || '/')
-          and n.count::bigint > coalesce((
-            select max(case when c.generation > of.generation then n.count::bigint when c.generation = of.generation then c.sequence else 0 end)
-            from jsonb_to_recordset(redrive.consumed) as c (topic text, partition integer, source text, generation integer, sequence bigint)
-            where c.source = current.source and c.topic = current.topic and c.partition = n.place - 1), 0))
-      order by t.tick desc limit 1;
-    done := coalesce(done, '1:1:');
+    done := turnout.consumed_snapshot(current.source, current.topic, redrive.consumed);
   end if;
 
   with wanted as (
@@ -1678,6 +2028,10 @@ begin
     values (current.source, current.name, current.epoch, current.stage, current.stage, current.percent,
             format('(calls for events: %s)', redriven), jsonb_build_object('redriven', redriven));
   return redriven;
+exception when foreign_key_violation then
+  -- It has become so meanwhile.
+  raise exception 'Switchover % is done.', current.name
+    using errcode = 'TU017', detail = json_build_object('switchover', current.name)::text;
 end
 $$;
 
@@ -1839,11 +2193,11 @@ begin
 end
 $$;
 
-CREATE FUNCTION turnout.reply_status(effect_keys text[]) RETURNS TABLE(effect_key text, switchover text, route text, outcome text, answer text, event_id uuid, data text, is_owed boolean)
+CREATE FUNCTION turnout.reply_status(effect_keys text[]) RETURNS TABLE(effect_key text, switchover text, route text, outcome text, answer text, event_id uuid, event_type text, data text, is_owed boolean)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
-  select r.effect_key, r.switchover, r.route, r.outcome, r.answer::text, r.event_id, r.data::text,
+  select r.effect_key, r.switchover, r.route, r.outcome, r.answer::text, r.event_id, r.event_type, r.data::text,
          exists (select from turnout.rpc_delivery d where d.effect_key = r.effect_key)
   from turnout.reply r
   where r.effect_key = any (reply_status.effect_keys)
@@ -1974,12 +2328,12 @@ CREATE FUNCTION turnout.set_aside(effect jsonb, reason text, error text, attempt
     (effect ->> 'generation')::integer, (effect ->> 'number')::bigint, effect -> 'message', error, attempts) as h (result)
 $$;
 
-CREATE FUNCTION turnout.set_stage(source text, name text, stage text, reason text, percent numeric DEFAULT 0, force boolean DEFAULT false) RETURNS bigint
+CREATE FUNCTION turnout.set_stage(source text, name text, stage text, reason text, percent numeric DEFAULT 0, force boolean DEFAULT false, expected_epoch bigint DEFAULT NULL::bigint) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
   select turnout.change_stage(set_stage.source, set_stage.name, set_stage.stage, set_stage.reason, set_stage.percent,
-                              coalesce(set_stage.force, false), false, null)
+                              coalesce(set_stage.force, false), false, null, set_stage.expected_epoch)
 $$;
 
 CREATE FUNCTION turnout.settle_call(effect_key text, outcome text, answer json) RETURNS void
@@ -1988,9 +2342,16 @@ CREATE FUNCTION turnout.settle_call(effect_key text, outcome text, answer json) 
     AS $$
   with settled as (
     delete from turnout.rpc_delivery d where d.effect_key = settle_call.effect_key
+  ), told as (
+    -- Without an outcome it came as an event before: the effect is had, and nobody has heard the endpoint.
+    update turnout.proxied_call p
+      set outcome = coalesce(settle_call.outcome, 'duplicate'), answer = settle_call.answer, settled_at = clock_timestamp()
+      where p.effect_key = settle_call.effect_key and p.outcome is null
   )
   update turnout.reply r
-    set outcome = settle_call.outcome, answer = settle_call.answer, settled_at = coalesce(r.settled_at, clock_timestamp())
+    set outcome = settle_call.outcome, settled_at = coalesce(r.settled_at, clock_timestamp()),
+        answer = case when settle_call.answer -> 'body' is null then null
+                      else json_build_object('status', settle_call.answer -> 'status', 'body', settle_call.answer -> 'body') end
     where r.effect_key = settle_call.effect_key and r.outcome is null and settle_call.outcome is not null
 $$;
 
@@ -2143,12 +2504,12 @@ CREATE FUNCTION turnout.stage_rank(stage text) RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select array_position(array['rpc', 'shadow', 'ramp', 'event', 'done'], stage) $$;
 
-CREATE FUNCTION turnout.step_back(source text, name text, stage text, reason text, detail jsonb DEFAULT NULL::jsonb, percent numeric DEFAULT 0) RETURNS bigint
+CREATE FUNCTION turnout.step_back(source text, name text, stage text, reason text, detail jsonb DEFAULT NULL::jsonb, percent numeric DEFAULT 0, expected_epoch bigint DEFAULT NULL::bigint) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'turnout', 'pg_temp'
     AS $$
   select turnout.change_stage(step_back.source, step_back.name, step_back.stage, step_back.reason, step_back.percent,
-                              false, true, step_back.detail)
+                              false, true, step_back.detail, step_back.expected_epoch)
 $$;
 
 CREATE FUNCTION turnout.undeclared_publishers(source text, name text, within_time interval DEFAULT '00:05:00'::interval) RETURNS TABLE(events bigint, newest timestamp with time zone)
@@ -2235,7 +2596,7 @@ CREATE TABLE turnout.alarm (
     seen_at timestamp with time zone,
     seen_by text,
     seen_reason text,
-    CONSTRAINT alarm_kind_check CHECK ((kind = ANY (ARRAY['sequence-hole'::text, 'unknown-repeat'::text, 'skipped-old'::text, 'halted'::text, 'uncertain'::text])))
+    CONSTRAINT alarm_kind_check CHECK ((kind = ANY (ARRAY['sequence-hole'::text, 'unknown-repeat'::text, 'skipped-old'::text, 'halted'::text, 'uncertain'::text, 'repeated-id'::text, 'number-passed'::text])))
 );
 
 ALTER TABLE turnout.alarm ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
@@ -2387,16 +2748,37 @@ CREATE TABLE turnout."position" (
 WITH (fillfactor='50');
 
 CREATE TABLE turnout.proxied_call (
-    id uuid NOT NULL,
     source text NOT NULL,
+    proxy text NOT NULL,
+    key_hash text NOT NULL,
     request_hash text NOT NULL,
-    route text NOT NULL,
+    event_id uuid NOT NULL,
+    event_key text,
     effect_key text NOT NULL,
-    key text,
-    answer jsonb,
+    route text NOT NULL,
+    outcome text,
+    answer json,
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    settled_at timestamp with time zone,
+    CONSTRAINT proxied_call_outcome_check CHECK ((outcome = ANY (ARRAY['applied'::text, 'rejected'::text, 'skipped'::text, 'dead'::text, 'duplicate'::text]))),
     CONSTRAINT proxied_call_route_check CHECK ((route = ANY (ARRAY['rpc'::text, 'event'::text])))
 );
+
+CREATE TABLE turnout.published_id (
+    id uuid NOT NULL,
+    source text,
+    type text,
+    version integer,
+    topic text,
+    key text,
+    seq bigint,
+    xid xid8,
+    occurred_at timestamp(3) with time zone,
+    routes text,
+    stamps jsonb,
+    claimed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+)
+WITH (fillfactor='50');
 
 CREATE TABLE turnout.rebase (
     id bigint NOT NULL,
@@ -2438,6 +2820,7 @@ CREATE TABLE turnout.reply (
     effect_key text NOT NULL,
     switchover text NOT NULL,
     route text NOT NULL,
+    reply_type text,
     outcome text,
     answer json,
     event_id uuid,
@@ -2572,6 +2955,16 @@ CREATE TABLE turnout.source (
     generation integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT source_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,99}$'::text))
+);
+
+CREATE TABLE turnout.spare_number (
+    consumer text NOT NULL,
+    source text NOT NULL,
+    topic text NOT NULL,
+    key text NOT NULL,
+    generation integer NOT NULL,
+    number bigint NOT NULL,
+    effect_key text NOT NULL
 );
 
 CREATE TABLE turnout.stamp (
@@ -2723,7 +3116,10 @@ ALTER TABLE ONLY turnout."position"
     ADD CONSTRAINT position_pkey PRIMARY KEY (consumer, topic, partition);
 
 ALTER TABLE ONLY turnout.proxied_call
-    ADD CONSTRAINT proxied_call_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT proxied_call_pkey PRIMARY KEY (source, proxy, key_hash);
+
+ALTER TABLE ONLY turnout.published_id
+    ADD CONSTRAINT published_id_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY turnout.rebase
     ADD CONSTRAINT rebase_pkey PRIMARY KEY (id);
@@ -2756,7 +3152,7 @@ ALTER TABLE ONLY turnout.shadow_example
     ADD CONSTRAINT shadow_example_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY turnout.shadow_mismatch
-    ADD CONSTRAINT shadow_mismatch_pkey PRIMARY KEY (consumer, fingerprint, minute, release);
+    ADD CONSTRAINT shadow_mismatch_pkey PRIMARY KEY (consumer, fingerprint, minute, release, event_type);
 
 ALTER TABLE ONLY turnout.shadow_variant
     ADD CONSTRAINT shadow_variant_pkey PRIMARY KEY (consumer, variant);
@@ -2766,6 +3162,9 @@ ALTER TABLE ONLY turnout.shadow_waiver
 
 ALTER TABLE ONLY turnout.source
     ADD CONSTRAINT source_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY turnout.spare_number
+    ADD CONSTRAINT spare_number_pkey PRIMARY KEY (consumer, source, topic, key, generation, number);
 
 ALTER TABLE ONLY turnout.stamp
     ADD CONSTRAINT stamp_pkey PRIMARY KEY (consumer, source, topic, key, generation, number);
@@ -2795,6 +3194,8 @@ CREATE INDEX held_oldest ON turnout.held USING btree (consumer, id);
 
 CREATE INDEX held_parked ON turnout.held USING btree (consumer, held_at) WHERE (reason = 'parked'::text);
 
+CREATE INDEX held_waiting ON turnout.held USING btree (consumer, held_at) WHERE (reason <> 'parked'::text);
+
 CREATE INDEX inbox_dead ON ONLY turnout.inbox USING btree (consumer, finished_at) WHERE (outcome = 'dead'::text);
 
 CREATE INDEX inbox_intent ON ONLY turnout.inbox USING btree (consumer) WHERE (outcome = ANY (ARRAY['running'::text, 'queued'::text]));
@@ -2803,7 +3204,11 @@ CREATE INDEX inbox_finished ON ONLY turnout.inbox USING brin (finished_at) WITH 
 
 CREATE INDEX outbox_xid ON ONLY turnout.outbox USING btree (xid);
 
-CREATE INDEX proxied_call_at ON turnout.proxied_call USING btree (source, at);
+CREATE INDEX proxied_call_at ON turnout.proxied_call USING btree (source, proxy, at);
+
+CREATE UNIQUE INDEX proxied_call_effect ON turnout.proxied_call USING btree (effect_key);
+
+CREATE INDEX published_id_claimed ON turnout.published_id USING btree (claimed_at);
 
 CREATE INDEX reply_at ON turnout.reply USING btree (at);
 
