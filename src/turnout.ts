@@ -10,6 +10,7 @@ import {
   awaitReplies,
   callQueue,
   defaultCallRetry,
+  endpointsOnce,
   readReplies,
   replyWaiter,
   saysNothing,
@@ -88,6 +89,8 @@ export interface EventOptions {
   readonly id?: string;
   /** Carried with the event, beside Turnout's own. */
   readonly headers?: Readonly<Record<string, string>>;
+  /** Proxies ask for it: what endpoints say to its calls is kept where a caller's retry finds it. */
+  readonly keepsAnswers?: boolean;
 }
 
 /** One event of several that are published together; made by {@link occurrence}. */
@@ -205,6 +208,7 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
   const ownOf = new WeakMap<Published, Own>();
   const startLater = starter(database, logger);
   const waiter = replyWaiter({ database, logger });
+  const endpointsAgree = endpointsOnce(source, switchovers);
   const asking: Asking = { waiter, statusUrl: options.replyStatusUrl };
 
   async function publishAll(tx: Open, occurrences: readonly Occurrence[]): Promise<Published[]> {
@@ -215,6 +219,7 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
       ...(headers === undefined ? {} : { headers: { ...headers } }),
     }));
     const queryable = database.within(tx);
+    await endpointsAgree(queryable);
     const events = await publishEvents(queryable, { source, switchovers, deliver: switchovers.length > 0 }, requests);
     const awaited = events
       .filter(({ isKnown }) => !isKnown)
@@ -225,8 +230,8 @@ export function createTurnout<Tx, Open = Tx>(options: TurnoutOptions<Tx, Open>):
         }),
       );
     if (awaited.length > 0) await awaitReplies(queryable, awaited);
-    const all = events.map((event) => {
-      const own = ownCalls(event, source, byName, queue);
+    const all = events.map((event, index) => {
+      const own = ownCalls(event, source, byName, queue, occurrences[index]!.keepsAnswers);
       const published = publishedOf(event, own, asking);
       ownOf.set(published, own);
       return { published, own };
@@ -294,6 +299,7 @@ function ownCalls(
   source: string,
   byName: ReadonlyMap<string, SwitchoverDefinition>,
   queue: CallQueue,
+  keepsAnswer = false,
 ): Own {
   const { id, type, version, topic, key, time, data, headers, isKnown } = published;
   const event: TurnoutEvent = { id, type, version, source, topic, key, time, data, headers };
@@ -332,6 +338,7 @@ function ownCalls(
             turn: stamp.turn,
             shadow: stamp.shadow,
             attempt: 1,
+            keepsAnswer,
           });
           answer.resolve(await answered);
           await over;

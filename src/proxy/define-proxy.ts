@@ -4,8 +4,8 @@ import { TurnoutError } from '../errors/index.ts';
 import type { AnyEventDefinition, EventDefinition, Route } from '../event/index.ts';
 import { isName } from '../event/index.ts';
 import type { RpcAnswer, SwitchoverDefinition } from '../switchover/index.ts';
-import { parsePath } from './match-route.ts';
-import type { PathPattern } from './match-route.ts';
+import { parsePath } from './find-route.ts';
+import type { PathPattern } from './find-route.ts';
 
 /** What of `turnout` a proxy uses: what `createTurnout` gives fits. */
 export interface ProxyTurnout<Tx> {
@@ -14,7 +14,7 @@ export interface ProxyTurnout<Tx> {
     tx: Tx,
     event: EventDefinition<string, never>,
     data: never,
-    options?: { readonly id?: string; readonly headers?: Readonly<Record<string, string>> },
+    options?: { readonly headers?: Readonly<Record<string, string>>; readonly keepsAnswers?: boolean },
   ): Promise<ProxyPublished>;
   close?(): Promise<void>;
 }
@@ -38,10 +38,10 @@ export interface ProxyReply {
 /** A caller's request, read whole. */
 export interface ProxiedRequest {
   readonly method: string;
-  /** Decoded, without the query. */
+  /** As the route writes it, with what stood for its names; without the query. */
   readonly path: string;
   readonly query: URLSearchParams;
-  /** What stood for `:name` in the path. */
+  /** What stood for `:name` in the path, decoded. */
   readonly params: Readonly<Record<string, string>>;
   /** Names in lower case. */
   readonly headers: Readonly<Record<string, string | readonly string[] | undefined>>;
@@ -71,13 +71,15 @@ export interface ProxyRouteOptions<Input> {
   readonly method: string;
   /** `/orders/:orderId/confirmation`: `:name` stands for one segment. */
   readonly path: string;
+  /** Whether `/Orders` is another path to the endpoint. Default false: to many it is the same, and would go unrecorded. */
+  readonly caseSensitive?: boolean;
   /** The switchover whose stage decides: in `rpc` the call is forwarded by its `rpc`, in `event` it is not. */
   readonly switchover: SwitchoverDefinition;
   /** What the event says. Undefined: pass the request on as it is, unrecorded. If it throws, the caller gets 400. */
   readonly data: (request: ProxiedRequest) => Input | undefined | Promise<Input | undefined>;
   /**
-   * The header by which a caller repeats a call, in lower case; default `idempotency-key`. Its value makes the event's id, so a retry
-   * is the same event. Calls without it are new ones each time.
+   * The header by which a caller repeats a call, in lower case; default `idempotency-key`. A retry with the same value is the
+   * same event, for `keepMs`. Calls without it are new ones each time.
    */
   readonly idempotencyHeader?: string;
   /** Tells callers apart that may use the same keys: a tenant, the name of a client. Not a token: a new one would make a new event. */
@@ -142,6 +144,7 @@ export interface ProxyOptions<Tx> {
   /**
    * What becomes of a call that can't be recorded. `'closed'` (default): 503, nothing happens, and a caller that asks again loses
    * nothing. `'open'`: forwarded without a record, counted and reported; then it is not made again if it fails, and no consumer hears of it.
+   * One with its caller's key is refused all the same: it may have been recorded before, and would be made twice.
    */
   readonly onOutboxFailure?: 'closed' | 'open';
   /** Called for each call that was forwarded without a record. */
@@ -150,7 +153,10 @@ export interface ProxyOptions<Tx> {
   readonly maxBodyBytes?: number;
   /** How long the target may be silent to a request that is passed on, in milliseconds. Default 60,000. */
   readonly targetTimeoutMs?: number;
-  /** How long a caller's key is known, in milliseconds. Default 7 days. */
+  /**
+   * How long a caller's key is known, in milliseconds, at least: longer while its call is owed or nobody knows how it ended. Default 7
+   * days, at least an hour. Afterwards the same key is a new event.
+   */
   readonly keepMs?: number;
   /** How long requests in hand may go on when the process stops, in milliseconds. Default 15,000. */
   readonly graceMs?: number;
@@ -164,6 +170,9 @@ export interface ProxyDefinition<Tx = unknown> extends Required<
   readonly authenticate: ProxyOptions<Tx>['authenticate'];
   readonly onUnrecorded: ProxyOptions<Tx>['onUnrecorded'];
 }
+
+/** A caller that asks again asks within minutes; a key that is forgotten before that makes its call twice. */
+const shortestKeepMs = 3_600_000;
 
 /**
  * Defines an HTTP proxy in front of an endpoint whose callers nobody can change: it records their calls as events, in its own
@@ -195,6 +204,9 @@ export function defineProxy<Tx>(options: ProxyOptions<Tx>): ProxyDefinition<Tx> 
     throw invalid('routes', `Proxy ${name} records nothing: it has no routes.`);
   if (onOutboxFailure !== 'closed' && onOutboxFailure !== 'open')
     throw invalid('onOutboxFailure', `Proxy ${name} can't have onOutboxFailure ${String(onOutboxFailure)}.`);
+  const keepMs = options.keepMs ?? 7 * 24 * 60 * 60 * 1000;
+  if (!(keepMs >= shortestKeepMs))
+    throw invalid('keepMs', `Proxy ${name} keeps keys for ${keepMs} ms; it is an hour (3,600,000) at least.`);
   const target = URL.canParse(String(options.target)) ? new URL(options.target) : undefined;
   if (target === undefined || !/^https?:$/.test(target.protocol) || target.search !== '')
     throw invalid('target', `Proxy ${name} has the target ${String(options.target)}; it is http://… or https://….`);
@@ -211,7 +223,7 @@ export function defineProxy<Tx>(options: ProxyOptions<Tx>): ProxyDefinition<Tx> 
     onUnrecorded: options.onUnrecorded,
     maxBodyBytes: options.maxBodyBytes ?? 1_000_000,
     targetTimeoutMs: options.targetTimeoutMs ?? 60_000,
-    keepMs: options.keepMs ?? 7 * 24 * 60 * 60 * 1000,
+    keepMs,
     graceMs: options.graceMs ?? 15_000,
   });
 }

@@ -5,7 +5,8 @@ import type { ClientRequest, IncomingMessage, ServerResponse } from 'node:http';
 import { Agent as SecureAgent, request as httpsRequest } from 'node:https';
 import type { Duplex } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
-import { endToEnd, forwardedHeaders } from './match-route.ts';
+import { originForm } from './find-route.ts';
+import { endToEnd, forwardedHeaders } from './forwarded-headers.ts';
 
 export interface PassOn {
   /** Resolves when the answer is through, or can't be; never rejects. `body`: what was read of the request. */
@@ -36,7 +37,8 @@ export function passOn(target: URL, timeoutMs: number): PassOn {
       hostname: target.hostname.replace(/^\[(.*)\]$/, '$1'),
       port: target.port,
       method,
-      path: `${base}${url}`,
+      // Never in absolute-form: a target that is itself a proxy would go elsewhere with it.
+      path: pathAt(base, url),
       headers: [...headers, ...chunked, ...extra] as never,
       timeout: timeoutMs,
       setHost: false,
@@ -85,11 +87,14 @@ export function passOn(target: URL, timeoutMs: number): PassOn {
       socket.on('error', () => upstream.destroy());
       upstream.on('error', refuse);
       upstream.on('timeout', () => upstream.destroy());
+      // No switch, but an answer: whole, and the last one on this connection.
       upstream.on('response', (answer) => {
-        answer.resume();
-        socket.end(
-          `HTTP/1.1 ${answer.statusCode} ${answer.statusMessage}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n`,
-        );
+        const headers = endToEnd(answer.rawHeaders, () => false);
+        const lines = [`HTTP/1.1 ${answer.statusCode} ${answer.statusMessage}`];
+        for (let index = 0; index + 1 < headers.length; index += 2)
+          lines.push(`${headers[index]}: ${headers[index + 1]}`);
+        socket.write(`${lines.join('\r\n')}\r\nconnection: close\r\n\r\n`, 'latin1');
+        pipeline(answer, socket).catch(() => socket.destroy());
       });
       upstream.on('upgrade', (answer, upstreamSocket, upstreamHead) => {
         upstream.off('error', refuse);
@@ -117,4 +122,9 @@ export function passOn(target: URL, timeoutMs: number): PassOn {
       for (const socket of open) socket.destroy();
     },
   };
+}
+
+function pathAt(base: string, url: string): string {
+  const path = originForm(url) ?? '/';
+  return path === '*' ? path : `${base}${path}`;
 }

@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
+import type { IncomingMessage } from 'node:http';
 
 /** The bytes of a request's body; undefined if there are more than `maxBytes`. Rejects if the caller hangs up before the end. */
 export async function readBody(request: IncomingMessage, maxBytes: number): Promise<Buffer | undefined> {
@@ -12,15 +12,4 @@ export async function readBody(request: IncomingMessage, maxBytes: number): Prom
     chunks.push(chunk);
   }
   return Buffer.concat(chunks);
-}
-
-/** A body parsed, if it says that it is JSON and is; else its bytes. */
-export function bodyOf(headers: IncomingHttpHeaders, bytes: Buffer): unknown {
-  const isJson = /^application\/(?:[\w.+-]+\+)?json\b/i.test(headers['content-type'] ?? '');
-  if (!isJson || headers['content-encoding'] !== undefined) return bytes;
-  try {
-    return JSON.parse(bytes.toString()) as unknown;
-  } catch {
-    return bytes;
-  }
 }

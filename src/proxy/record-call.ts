@@ -1,16 +1,16 @@
 // Records a call as an event, durably, before anything else happens to it; and finds the calls that were recorded before.
-import { createHash, randomUUID } from 'node:crypto';
-import type { Database, Queryable } from '../database/index.ts';
+import { createHash } from 'node:crypto';
+import type { Queryable } from '../database/index.ts';
 import { TurnoutError } from '../errors/index.ts';
 import type { Route } from '../event/index.ts';
 import type { ProxiedRequest, ProxyDefinition, ProxyPublished, ProxyRoute } from './define-proxy.ts';
-import { eventIdOf } from './match-route.ts';
 
-/** What a caller may be answered, as it is kept for its retries. */
+/** What the endpoint said to a call, as it is kept for its caller's retries. */
 export interface KeptAnswer {
   readonly status: number;
   readonly headers: Readonly<Record<string, string>>;
-  readonly body: string;
+  /** Missing if it was too large to keep. */
+  readonly body?: unknown;
 }
 
 /** A call that was recorded before, under the same key of its caller. */
@@ -21,11 +21,11 @@ export interface KnownCall {
   readonly key: string | null;
   /** Whether it was another request. */
   readonly differs: boolean;
+  /** How the call ended; undefined while that isn't known. */
+  readonly outcome: string | undefined;
   readonly answer: KeptAnswer | undefined;
   /** Whether the call to the endpoint is still owed. */
   readonly owed: boolean;
-  /** How long ago it was recorded, in milliseconds. */
-  readonly ageMs: number;
 }
 
 export type Recorded =
@@ -34,7 +34,6 @@ export type Recorded =
       readonly published: ProxyPublished;
       readonly route: Route;
       readonly effectKey: string;
-      readonly keyed: boolean;
     }
   | { readonly kind: 'known'; readonly call: KnownCall };
 
@@ -55,20 +54,24 @@ export async function recordCall<Tx>(
 ): Promise<Recorded> {
   const { turnout, database } = proxy;
   const key = callersKey(route, request);
-  const id =
+  const call: CallKey | undefined =
     key === undefined
-      ? randomUUID()
-      : eventIdOf(proxy.name, `${route.method} ${route.path}`, route.scope?.(request) ?? '', key);
-  const hash = hashOf(request);
-  if (key !== undefined) {
-    const known = await findCall(database, id, hash);
+      ? undefined
+      : {
+          source: proxy.source,
+          proxy: proxy.name,
+          keyHash: keyHashOf(`${route.method} ${route.path}`, route.scope?.(request) ?? '', key),
+          requestHash: requestHashOf(request),
+        };
+  if (call !== undefined) {
+    const known = await findCall(database, call);
     if (known !== undefined) return { kind: 'known', call: known };
   }
-  const headers = tracing(request);
+  const options = { headers: tracing(request), keepsAnswers: call !== undefined };
   try {
     return await turnout.transaction(async (tx) => {
-      if (key !== undefined) await requireUnknown(database.within(tx), id);
-      const published = await turnout.publish(tx, route.event as never, data as never, { id, headers });
+      if (call !== undefined) await requireUnknown(database.within(tx), call);
+      const published = await turnout.publish(tx, route.event as never, data as never, options);
       const stamp = published.stamps.find(({ switchover }) => switchover === route.switchover.name);
       if (stamp === undefined) {
         throw new TurnoutError(
@@ -77,32 +80,46 @@ export async function recordCall<Tx>(
           { details: { switchover: route.switchover.name } },
         );
       }
-      if (key !== undefined) {
+      if (call !== undefined) {
         await database.within(tx).query(
-          `insert into turnout.proxied_call (id, source, request_hash, route, effect_key, key)
-           values ($1::uuid, $2, $3, $4, $5, $6)`,
-          [id, proxy.source, hash, stamp.route, stamp.effectKey, published.key],
+          `insert into turnout.proxied_call (source, proxy, key_hash, request_hash, event_id, event_key, effect_key, route)
+           values ($1, $2, $3, $4, $5::uuid, $6, $7, $8)`,
+          [
+            call.source,
+            call.proxy,
+            call.keyHash,
+            call.requestHash,
+            published.id,
+            published.key,
+            stamp.effectKey,
+            stamp.route,
+          ],
         );
       }
-      return {
-        kind: 'new',
-        published,
-        route: stamp.route,
-        effectKey: stamp.effectKey,
-        keyed: key !== undefined,
-      } as const;
+      return { kind: 'new', published, route: stamp.route, effectKey: stamp.effectKey } as const;
     });
   } catch (error) {
-    const known = error instanceof AlreadyKnown ? await findCall(database, id, hash) : undefined;
+    const known = error instanceof AlreadyKnown && call !== undefined ? await findCall(database, call) : undefined;
     if (known === undefined) throw error;
     return { kind: 'known', call: known };
   }
 }
 
+/** Under what a call is found again, and what it has to be then. */
+interface CallKey {
+  readonly source: string;
+  readonly proxy: string;
+  readonly keyHash: string;
+  readonly requestHash: string;
+}
+
 /** Two requests with one key come one after the other; the second one finds what the first has recorded. */
-async function requireUnknown(tx: Queryable, id: string): Promise<void> {
-  await tx.query('select pg_advisory_xact_lock(hashtextextended($1, 7473))', [id]);
-  const { rowCount } = await tx.query('select from turnout.proxied_call c where c.id = $1::uuid', [id]);
+async function requireUnknown(tx: Queryable, { source, proxy, keyHash }: CallKey): Promise<void> {
+  await tx.query('select pg_advisory_xact_lock(hashtextextended($1, 7473))', [`${source}\n${proxy}\n${keyHash}`]);
+  const { rowCount } = await tx.query(
+    'select from turnout.proxied_call c where c.source = $1 and c.proxy = $2 and c.key_hash = $3',
+    [source, proxy, keyHash],
+  );
   if (rowCount !== 0) throw new AlreadyKnown('The call was recorded by another request.');
 }
 
@@ -112,18 +129,21 @@ interface CallRow {
   effect_key: string;
   key: string | null;
   request_hash: string;
+  outcome: string | null;
   answer: string | null;
   owed: boolean;
-  age_ms: number;
 }
 
-async function findCall<Tx>(database: Database<Tx>, id: string, hash: string): Promise<KnownCall | undefined> {
+/** In one statement: what is owed and what has an outcome change together, so a call that is over is never seen as neither. */
+async function findCall(
+  database: Queryable,
+  { source, proxy, keyHash, requestHash }: CallKey,
+): Promise<KnownCall | undefined> {
   const { rows } = await database.query<CallRow>(
-    `select c.id::text as id, c.route, c.effect_key, c.key, c.request_hash, c.answer::text as answer,
-            exists (select from turnout.rpc_delivery d where d.effect_key = c.effect_key) as owed,
-            (extract(epoch from clock_timestamp() - c.at) * 1000)::float8 as age_ms
-       from turnout.proxied_call c where c.id = $1::uuid`,
-    [id],
+    `select c.event_id::text as id, c.route, c.effect_key, c.event_key as key, c.request_hash, c.outcome, c.answer::text as answer,
+            exists (select from turnout.rpc_delivery d where d.effect_key = c.effect_key) as owed
+       from turnout.proxied_call c where c.source = $1 and c.proxy = $2 and c.key_hash = $3`,
+    [source, proxy, keyHash],
   );
   const row = rows[0];
   if (row === undefined) return undefined;
@@ -132,48 +152,41 @@ async function findCall<Tx>(database: Database<Tx>, id: string, hash: string): P
     route: row.route,
     effectKey: row.effect_key,
     key: row.key,
-    differs: row.request_hash !== hash,
+    differs: row.request_hash !== requestHash,
+    outcome: row.outcome ?? undefined,
     answer: row.answer === null ? undefined : (JSON.parse(row.answer) as KeptAnswer),
     owed: row.owed,
-    ageMs: row.age_ms,
   };
 }
 
-const maxKeptCharacters = 65_536;
-
-/** Keeps what the endpoint answered, for retries. */
-export async function keepAnswer<Tx>(database: Database<Tx>, id: string, answer: KeptAnswer): Promise<void> {
-  // jsonb can't hold NUL.
-  if (answer.body.length > maxKeptCharacters || answer.body.includes('\0')) return;
-  await database.query('update turnout.proxied_call set answer = $2::text::jsonb where id = $1::uuid', [
-    id,
-    JSON.stringify(answer),
-  ]);
-}
-
-/** Forgets keys that are older than the proxy keeps them; gives how many. */
-export async function forgetCalls<Tx>({ database, source, keepMs }: ProxyDefinition<Tx>): Promise<number> {
-  const { rowCount } = await database.query(
-    `delete from turnout.proxied_call c
-      where c.id in (select o.id from turnout.proxied_call o
-                      where o.source = $1 and o.at < clock_timestamp() - make_interval(secs => $2::float8 / 1000)
-                      order by o.at limit 10000)`,
-    [source, keepMs],
+/** Forgets keys that are older than the proxy keeps them, and of whose calls nothing more is to come; gives how many. */
+export async function forgetCalls<Tx>({ database, source, name, keepMs }: ProxyDefinition<Tx>): Promise<number> {
+  const { rows } = await database.query<{ forgotten: number }>(
+    'select turnout.forget_proxied_calls($1, $2, make_interval(secs => $3::float8 / 1000), 10000) as forgotten',
+    [source, name, keepMs],
   );
-  return rowCount ?? 0;
+  return rows[0]!.forgotten;
 }
 
-function callersKey(
+/** The key under which a caller repeats a call, if it names one. */
+export function callersKey(
   { idempotencyHeader = 'idempotency-key' }: ProxyRoute,
-  { headers }: ProxiedRequest,
+  { headers }: Pick<ProxiedRequest, 'headers'>,
 ): string | undefined {
   const value = headers[idempotencyHeader.toLowerCase()];
-  const text = typeof value === 'string' ? value.trim() : undefined;
+  const text = (typeof value === 'string' ? value : value?.join(', '))?.trim();
   return text === undefined || text === '' ? undefined : text;
 }
 
+/** What a caller's key stands for, so that neither its length nor what it gives away matters. */
+export function keyHashOf(route: string, scope: string, key: string): string {
+  return createHash('sha256')
+    .update(JSON.stringify([route, scope, key]))
+    .digest('hex');
+}
+
 /** What makes two requests the same one: where they go and what they say, not who carried them. */
-function hashOf({ method, path, query, body }: ProxiedRequest): string {
+function requestHashOf({ method, path, query, body }: ProxiedRequest): string {
   const bytes = body instanceof Uint8Array ? body : (JSON.stringify(body) ?? '');
   return createHash('sha256').update(`${method} ${path}?${query.toString()}\n`).update(bytes).digest('hex');
 }

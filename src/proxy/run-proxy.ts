@@ -15,13 +15,15 @@ import { requireMigrations } from '../database/index.ts';
 import { isTurnoutError } from '../errors/index.ts';
 import { service, silentLogger, sleep } from '../lifecycle/index.ts';
 import type { Logger, Service } from '../lifecycle/index.ts';
+import { comparable, headersForCallers, requireEndpoints } from '../switchover/index.ts';
 import { isRpcAnswer } from './define-proxy.ts';
 import type { ProxiedRequest, ProxyAnswer, ProxyDefinition, ProxyReply, ProxyRoute } from './define-proxy.ts';
-import { matchPath } from './match-route.ts';
+import { findRoute, originForm } from './find-route.ts';
 import { passOn } from './pass-on.ts';
 import type { PassOn } from './pass-on.ts';
-import { bodyOf, readBody } from './read-request.ts';
-import { forgetCalls, keepAnswer, recordCall } from './record-call.ts';
+import { serveWithoutUpgrade } from './plain-request.ts';
+import { readBody } from './read-request.ts';
+import { callersKey, forgetCalls, recordCall } from './record-call.ts';
 import type { KeptAnswer, KnownCall, Recorded } from './record-call.ts';
 
 export interface Proxy extends Service {
@@ -70,12 +72,32 @@ export function runProxy<Tx>(proxy: ProxyDefinition<Tx>, options: { readonly log
 
   const run = service(`proxy ${proxy.name}`, async (signal, ready) => {
     await requireMigrations(proxy.database, 'producer', { logger });
+    await requireEndpoints(
+      proxy.database,
+      proxy.source,
+      proxy.routes.map(({ switchover }) => switchover),
+    );
     const onward = passOn(proxy.target, proxy.targetTimeoutMs);
     const running: Running<Tx> = { proxy, logger, counters, onward };
+    const unanswered = new Set<ServerResponse>();
     server = createServer((request, response) => {
+      unanswered.add(response.once('close', () => unanswered.delete(response)));
+      if (signal.aborted) response.shouldKeepAlive = false;
       void serve(running, request, response);
     });
+    // A caller that keeps its connection would bring one request after the other: each answer from now on is the last one there.
+    signal.addEventListener('abort', () => unanswered.forEach((response) => (response.shouldKeepAlive = false)), {
+      once: true,
+    });
+    const own = server;
     server.on('upgrade', (request, socket, head) => {
+      const target = originForm(request.url ?? '/');
+      const isPlain = target !== undefined && findRoute(proxy.routes, request.method ?? '', target).kind === 'none';
+      // Other wishes a server may ignore; and a call is recorded whatever protocol its caller would have liked.
+      if (!isPlain || request.method !== 'GET' || request.headers.upgrade?.toLowerCase() !== 'websocket') {
+        serveWithoutUpgrade(own, request, socket, head);
+        return;
+      }
       counters.passed++;
       onward.upgrade(request, socket, head);
     });
@@ -104,10 +126,19 @@ export function runProxy<Tx>(proxy: ProxyDefinition<Tx>, options: { readonly log
 
 async function serve<Tx>(running: Running<Tx>, request: IncomingMessage, response: ServerResponse): Promise<void> {
   const { proxy, logger, counters, onward } = running;
-  const url = urlOf(request);
-  const found = url === undefined ? undefined : routeOf(proxy, request.method ?? '', url.pathname);
+  const { method = '', headers, socket } = request;
+  const target = originForm(request.url ?? '/');
+  const found =
+    target === undefined
+      ? ({ kind: 'refused', why: 'The request target is neither a path nor an http URL.' } as const)
+      : findRoute(proxy.routes, method, target);
   try {
-    if (url === undefined || found === undefined) {
+    if (found.kind === 'refused') {
+      counters.refused++;
+      response.setHeader('connection', 'close');
+      return send(response, problem(400, 'TURNOUT_PATH_AMBIGUOUS', found.why));
+    }
+    if (found.kind === 'none') {
       counters.passed++;
       return await onward.request(request, response);
     }
@@ -120,14 +151,13 @@ async function serve<Tx>(running: Running<Tx>, request: IncomingMessage, respons
         problem(413, 'TURNOUT_PAYLOAD_TOO_LARGE', `The body has more than ${proxy.maxBodyBytes} bytes.`),
       );
     }
-    const { method = '', headers, socket } = request;
     const proxied: ProxiedRequest = {
       method,
-      path: url.pathname,
-      query: url.searchParams,
+      path: found.path,
+      query: queryOf(target!),
       params: found.params,
       headers,
-      body: bodyOf(headers, bytes),
+      body: comparable(bytes, headers),
       address: socket.remoteAddress,
     };
     const answer = await answerCall(running, found.route, proxied);
@@ -168,7 +198,7 @@ async function answerCall<Tx>(
   try {
     recorded = await recordCall(proxy, route, request, data);
   } catch (error) {
-    return notRecorded(running, request, error);
+    return notRecorded(running, route, request, error);
   }
   if (recorded.kind === 'known') {
     counters.repeated++;
@@ -179,9 +209,9 @@ async function answerCall<Tx>(
 }
 
 async function answerNew<Tx>(
-  { proxy, counters, logger }: Running<Tx>,
+  { counters }: Running<Tx>,
   route: ProxyRoute,
-  { published, effectKey, keyed, route: goes }: Extract<Recorded, { kind: 'new' }>,
+  { published, effectKey, route: goes }: Extract<Recorded, { kind: 'new' }>,
 ): Promise<ProxyAnswer> {
   const call = { eventId: published.id, key: published.key, effectKey };
   const { switchover, timeoutMs = switchover.timeoutMs + 1_000 } = route;
@@ -190,40 +220,32 @@ async function answerNew<Tx>(
     counters.asEvents++;
     return (route.answer ?? accepted)(reply.reply === undefined ? call : { ...call, reply: reply.reply });
   }
-  if (reply.status === 'pending' || !isRpcAnswer(reply.reply)) {
-    if (route.onTimeout === 202) return accepted(call);
-    return problem(
-      504,
-      'TURNOUT_ENDPOINT_UNAVAILABLE',
-      'The endpoint has given no answer that counts. The call is kept, and is made again.',
-    );
-  }
-  const answer = asAnswer(reply.reply);
-  if (keyed) {
-    await keepAnswer(proxy.database, published.id, answer).catch((error: unknown) => {
-      logger.warn('An answer could not be kept for retries of its caller.', { proxy: proxy.name, effectKey, error });
-    });
-  }
-  return answer;
+  if (reply.status !== 'pending' && isRpcAnswer(reply.reply)) return asAnswer(reply.reply);
+  if (route.onTimeout === 202) return accepted(call);
+  return problem(
+    504,
+    'TURNOUT_ENDPOINT_UNAVAILABLE',
+    'The endpoint has given no answer that counts. The call is kept, and is made again.',
+  );
 }
 
 function answerAgain(
   route: ProxyRoute,
-  { id, effectKey, key, route: goes, differs, answer, owed, ageMs }: KnownCall,
+  { id, effectKey, key, route: goes, differs, outcome, answer, owed }: KnownCall,
 ): ProxyAnswer {
   if (differs) return problem(422, 'TURNOUT_EFFECT_KEY_REUSED', 'The idempotency key is known with another request.');
-  if (answer !== undefined) return answer;
+  if (answer !== undefined) return asAnswer(answer);
   const call = { eventId: id, key, effectKey };
   if (goes === 'event') return (route.answer ?? accepted)(call);
-  // Answered while nobody listened, to the sweeper or to a process that is gone. Soon after the record that process may only be about to
-  // keep the answer.
-  const { timeoutMs = route.switchover.timeoutMs + 1_000 } = route;
-  if (!owed && ageMs > timeoutMs) return accepted(call);
-  return { ...problem(409, 'TURNOUT_EFFECT_RUNNING', 'The call is being made.'), headers: { 'retry-after': '1' } };
+  if (owed)
+    return { ...problem(409, 'TURNOUT_EFFECT_RUNNING', 'The call is being made.'), headers: { 'retry-after': '1' } };
+  if (outcome === 'applied' || outcome === 'duplicate') return accepted(call);
+  return problem(504, 'TURNOUT_ENDPOINT_UNAVAILABLE', 'The call is over, and nobody knows what the endpoint has said.');
 }
 
 function notRecorded<Tx>(
   { proxy, counters, logger }: Running<Tx>,
+  route: ProxyRoute,
   request: ProxiedRequest,
   error: unknown,
 ): ProxyAnswer | 'pass' {
@@ -233,8 +255,9 @@ function notRecorded<Tx>(
     counters.refused++;
     return problem(400, code, error instanceof Error ? error.message : String(error));
   }
-  // If it may have been recorded, passing it on could have the effect twice.
-  if (proxy.onOutboxFailure === 'open' && code !== 'TURNOUT_COMMIT_UNKNOWN') {
+  // If it may have been recorded, now or by an earlier attempt of its caller, passing it on could have the effect twice.
+  const mayBeRecorded = code === 'TURNOUT_COMMIT_UNKNOWN' || callersKey(route, request) !== undefined;
+  if (proxy.onOutboxFailure === 'open' && !mayBeRecorded) {
     counters.unrecorded++;
     logger.error('A call is forwarded without a record: no consumer hears of it, and it is not made again.', {
       proxy: proxy.name,
@@ -250,22 +273,8 @@ function notRecorded<Tx>(
   return { ...problem(503, code, 'The call can’t be recorded.'), headers: { 'retry-after': '1' } };
 }
 
-function routeOf<Tx>(
-  { routes }: ProxyDefinition<Tx>,
-  method: string,
-  path: string,
-): { readonly route: ProxyRoute; readonly params: Record<string, string> } | undefined {
-  for (const route of routes) {
-    const params = route.method === method ? matchPath(route.pattern, path) : undefined;
-    if (params !== undefined) return { route, params };
-  }
-  return undefined;
-}
-
-function urlOf({ url = '/' }: IncomingMessage): URL | undefined {
-  // `//host/path` would be taken for a host.
-  const text = `http://proxy/${url.replace(/^\/+/, '')}`;
-  return url.startsWith('/') && URL.canParse(text) ? new URL(text) : undefined;
+function queryOf(target: string): URLSearchParams {
+  return new URLSearchParams(/\?([^#]*)/.exec(target.replace(/#.*$/s, ''))?.[1] ?? '');
 }
 
 async function isAuthentic(
@@ -273,7 +282,9 @@ async function isAuthentic(
   request: ProxiedRequest,
 ): Promise<boolean> {
   try {
-    return await authenticate(request);
+    // Only `true`: what forgot its `return`, or gave a user in place of a verdict, lets nobody in.
+    const verdict: unknown = await authenticate(request);
+    return verdict === true;
   } catch {
     return false;
   }
@@ -288,22 +299,14 @@ function problem(status: number, code: string, message: string): ProxyAnswer {
   return { status, headers: { 'turnout-error': code }, body: { error: { code, message } } };
 }
 
-/** About the connection to the endpoint, its encoding there, one person, or for publishers only. */
-const notForCallers =
-  /^(connection|keep-alive|content-length|content-encoding|transfer-encoding|trailer|upgrade|date|set-cookie|turnout-.*)$/;
-
 /** The endpoint's answer, as its caller gets it. */
-function asAnswer({
-  status,
-  headers,
-  body,
-}: {
-  status: number;
-  headers: Readonly<Record<string, string>>;
-  body: unknown;
-}): KeptAnswer {
-  const kept = Object.fromEntries(Object.entries(headers).filter(([name]) => !notForCallers.test(name.toLowerCase())));
-  return { status, headers: kept, body: typeof body === 'string' ? body : (JSON.stringify(body) ?? '') };
+function asAnswer({ status, headers, body }: KeptAnswer): ProxyAnswer {
+  // As `rpcFetch` parsed it: a text is one, anything else was JSON.
+  return {
+    status,
+    headers: headersForCallers(headers),
+    body: typeof body === 'string' ? body : (JSON.stringify(body) ?? ''),
+  };
 }
 
 function send(response: ServerResponse, { status, headers = {}, body }: ProxyAnswer): void {

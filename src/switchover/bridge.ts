@@ -18,6 +18,7 @@ import type { RetryPolicy } from '../lifecycle/index.ts';
 import { isDefinitiveOfBridged, isUnanswered, meaningOf } from './bridged-answer.ts';
 import { callHeaders } from './call-headers.ts';
 import type { RpcAnswer, RpcCall } from './define-switchover.ts';
+import { keptJson } from './kept-json.ts';
 import { rateLimiter } from './rate-limit.ts';
 import type { Rate, RateLimiter } from './rate-limit.ts';
 
@@ -224,7 +225,7 @@ function kept({ status, body }: RpcAnswer): { status: number; body: string | nul
 }
 
 function textOf(body: unknown): string {
-  return typeof body === 'string' ? body : (JSON.stringify(body) ?? '');
+  return typeof body === 'string' ? body : (keptJson(body) ?? '');
 }
 
 function invalid(path: string, what: string): TurnoutError {

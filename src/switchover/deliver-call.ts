@@ -29,6 +29,8 @@ export interface OwedCall {
   readonly shadow: boolean;
   /** Counts from 1. */
   readonly attempt: number;
+  /** Whether somebody may ask later what the endpoint has said: who it is stands in the database. */
+  readonly keepsAnswer?: boolean;
 }
 
 /** How a call ended for now. `pending`: it is still owed, and the sweeper will make it again. */
@@ -85,7 +87,7 @@ export async function deliverCall(owed: OwedCall, options: DeliveryOptions): Pro
   }));
   // A crash from here on leaves the row, and the sweeper is told that it was a repeat. Where replies can be asked for, one that
   // was given is there for everybody.
-  if (result.kind === 'done' && owed.switchover.reply === undefined) options.answered?.(result);
+  if (result.kind === 'done' && !keepsAnswer(owed)) options.answered?.(result);
   try {
     if (result.kind === 'done') await forget(owed, result, database);
     else await postpone(owed, result, options);
@@ -100,17 +102,20 @@ export async function deliverCall(owed: OwedCall, options: DeliveryOptions): Pro
  * disk: if the server crashes in the next half second, the row is back, and its call is a repeat, which a bridged endpoint can't tell.
  */
 async function forget(
-  { switchover, event }: OwedCall,
+  owed: OwedCall,
   done: { readonly outcome: AnsweredOutcome; readonly answer: RpcAnswer },
   database: Queryable,
 ): Promise<void> {
+  const { switchover, event } = owed;
   const effectKey = effectKeyOf(switchover.consumer, event.id);
   const withoutDisk =
     switchover.endpoint === 'bridged' ? '' : `returning set_config('synchronous_commit', 'off', true)`;
-  if (switchover.reply === undefined)
+  if (!keepsAnswer(owed))
     await database.query(`delete from turnout.rpc_delivery where effect_key = $1 ${withoutDisk}`, [effectKey]);
   else await settleCall(database, effectKey, done);
 }
+
+const keepsAnswer = (owed: OwedCall): boolean => owed.switchover.reply !== undefined || owed.keepsAnswer === true;
 
 async function postpone(
   owed: OwedCall,
@@ -329,6 +334,7 @@ async function readMissing(owed: OwedCall, after: Turn, database: Queryable): Pr
     // Nothing is compared while a key catches up.
     shadow: false,
     attempt: owed.attempt,
+    keepsAnswer: true,
   }));
 }
 

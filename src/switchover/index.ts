@@ -8,6 +8,7 @@ export type { EndpointKind } from './bridged-answer.ts';
 export type { Rate } from './rate-limit.ts';
 export { callHeaders, formatTurn, hasCallHeaders, parseTurn, readCallHeaders } from './call-headers.ts';
 export type { AnsweredOutcome, CalledEffect } from './call-headers.ts';
+export { headersForCallers } from './caller-headers.ts';
 export { callQueue } from './call-queue.ts';
 export type { CallQueue, CallQueueOptions } from './call-queue.ts';
 export { callFor, defineSwitchover } from './define-switchover.ts';
@@ -40,6 +41,7 @@ export type {
   SwitchoverStatus,
 } from './stage-store.ts';
 export { definitiveCodes, grpcCodeOfStatus, statusOfGrpcCode } from './grpc-codes.ts';
+export { endpointsOnce, requireBridged, requireEndpoints } from './require-endpoints.ts';
 export { rpcSweeper } from './sweeper.ts';
 export type { RpcSweeper, RpcSweeperCounters, RpcSweeperOptions } from './sweeper.ts';
 export { webhook } from './alerts.ts';

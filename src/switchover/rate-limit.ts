@@ -22,16 +22,21 @@ export function fullBucket({ burst }: Rate, now: number): Bucket {
 
 /** Takes one token, ahead of time if need be: who takes it waits for `waitMs`, in the order in which they came. */
 export function takeToken(bucket: Bucket, { perSecond, burst }: Rate, now: number): { bucket: Bucket; waitMs: number } {
-  const passedMs = Math.max(0, now - bucket.at);
-  const tokens = Math.min(burst, bucket.tokens + (passedMs * perSecond) / 1000) - 1;
-  const forTokenMs = tokens >= 0 ? 0 : (-tokens * 1000) / perSecond;
+  // Paused, it fills from the end of the pause on.
+  const at = Math.max(now, bucket.at);
+  const tokens = Math.min(burst, bucket.tokens + ((at - bucket.at) * perSecond) / 1000) - 1;
+  const forTokenMs = tokens >= 0 ? 0 : at - now + (-tokens * 1000) / perSecond;
   const waitMs = Math.max(forTokenMs, bucket.notBefore - now, 0);
-  return { bucket: { ...bucket, tokens, at: Math.max(now, bucket.at) }, waitMs: Math.ceil(waitMs) };
+  return { bucket: { ...bucket, tokens, at }, waitMs: Math.ceil(waitMs) };
 }
 
-/** Gives out nothing before `until`, nor a burst of what gathered meanwhile. */
+/**
+ * Gives out nothing before `until`, nor then a burst of what would have gathered meanwhile. Tokens that were taken ahead of time are
+ * given back: who waits for one takes another.
+ */
 export function pauseBucket(bucket: Bucket, until: number): Bucket {
-  return { ...bucket, tokens: Math.min(bucket.tokens, 1), notBefore: Math.max(bucket.notBefore, until) };
+  if (until <= bucket.notBefore) return bucket;
+  return { tokens: Math.min(Math.max(bucket.tokens, 0), 1), at: Math.max(bucket.at, until), notBefore: until };
 }
 
 export interface RateLimiter {
@@ -47,12 +52,17 @@ export function rateLimiter(rate: Rate | undefined, now: () => number = () => pe
   let bucket = fullBucket({ ...limits, burst: Math.min(limits.burst, Number.MAX_SAFE_INTEGER) }, now());
   return {
     async turn(signal) {
-      const taken =
-        rate === undefined
-          ? { bucket, waitMs: Math.max(0, bucket.notBefore - now()) }
-          : takeToken(bucket, limits, now());
-      bucket = taken.bucket;
-      return taken.waitMs === 0 ? !signal.aborted : await sleep(taken.waitMs, signal);
+      for (;;) {
+        const taken =
+          rate === undefined
+            ? { bucket, waitMs: Math.ceil(Math.max(0, bucket.notBefore - now())) }
+            : takeToken(bucket, limits, now());
+        bucket = taken.bucket;
+        const { notBefore } = bucket;
+        if (taken.waitMs > 0 && !(await sleep(taken.waitMs, signal))) return false;
+        // A pause that began while this one waited holds it up too.
+        if (bucket.notBefore === notBefore) return !signal.aborted;
+      }
     },
     pause(ms) {
       bucket = pauseBucket(bucket, now() + ms);

@@ -15,6 +15,7 @@ import type { SwitchoverDefinition } from './define-switchover.ts';
 import { defaultCallRetry, deliverCall, eventColumns, toEvent } from './deliver-call.ts';
 import type { CallRetryPolicy, Delivered, EventRow } from './deliver-call.ts';
 import { adoptedForMs, leasedForMs } from './due.ts';
+import { requireEndpoints } from './require-endpoints.ts';
 
 export interface RpcSweeper extends Service {
   /** What it has done since it was made. */
@@ -59,6 +60,7 @@ export function rpcSweeper<Tx>(options: RpcSweeperOptions<Tx>): RpcSweeper {
   const run = service('rpc sweeper', async (signal, ready) => {
     // Fails at once, and says so, if the database can't be reached or was not migrated.
     await options.database.query('select from turnout.rpc_delivery limit 0');
+    await requireEndpoints(options.database, options.source, options.switchovers);
     ready();
     await Promise.all(options.switchovers.map((switchover) => sweepOne(switchover, options, logger, counters, signal)));
     if (options.switchovers.length === 0) await sleep(2 ** 31 - 1, signal);
@@ -95,7 +97,8 @@ async function sweepOne<Tx>(
   function begin(claim: Claim): void {
     const { event, turn, shadow, attempt } = claim;
     const call = deliverCall(
-      { switchover, event, turn, shadow, attempt },
+      // A row doesn't say whether a proxy's caller will ask again.
+      { switchover, event, turn, shadow, attempt, keepsAnswer: true },
       { database, logger, retry, patienceMs: 0 },
     ).then((delivered) => {
       inFlight.delete(call);

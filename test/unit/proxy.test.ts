@@ -2,7 +2,10 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { createCapture, defineBridge, defineEvent, defineProxy, defineSwitchover, on, proxyRoute } from 'turnout';
 import { z } from 'zod';
-import { endToEnd, eventIdOf, forwardedHeaders, matchPath, parsePath } from '../../src/proxy/match-route.ts';
+import { findRoute, originForm, parsePath } from '../../src/proxy/find-route.ts';
+import type { Matchable } from '../../src/proxy/find-route.ts';
+import { endToEnd, forwardedHeaders } from '../../src/proxy/forwarded-headers.ts';
+import { keyHashOf } from '../../src/proxy/record-call.ts';
 
 const Scanned = defineEvent({
   name: 'warehouse.scanned',
@@ -15,38 +18,122 @@ const Scanned = defineEvent({
 const answer = () => ({ status: 200, headers: {}, body: {} });
 const switchover = defineSwitchover({ name: 'a', consumer: 'b', order: 'none', rpc: [on(Scanned, answer)] });
 
+const post = (path: string, more: Partial<Matchable> = {}): Matchable => ({
+  method: 'POST',
+  pattern: parsePath(path)!,
+  ...more,
+});
+
+/** The path as the route writes it; `none` and `refused` else. */
+function foundAs(route: Matchable, target: string): string {
+  const found = findRoute([route], 'POST', originForm(target)!);
+  return found.kind === 'route' ? found.path : found.kind;
+}
+
 test.each([
-  ['/a/:id/b', '/a/7/b', { id: '7' }],
-  ['/a/:id', '/a/x%20y', { id: 'x y' }],
-  ['/a', '/a/', {}],
-  ['/a', '//a', {}],
-  ['/a', '/%61', {}],
-  ['/a', '/b/../a/.', {}],
-  ['/a', '/a/b', undefined],
-  ['/a', '/A', undefined],
-  ['/a/:id', '/a', undefined],
-  ['/a', '/%zz', undefined],
-])('%s and %s', (pattern, path, params) => {
-  expect(matchPath(parsePath(pattern)!, path)).toEqual(params);
+  // Other spellings of the same path.
+  ['/a/:id/b', '/a/7/b', '/a/7/b'],
+  ['/a/:id', '/a/x%20y', '/a/x y'],
+  ['/a', '/a/', '/a'],
+  ['/a', '//a', '/a'],
+  ['/a', '/%61', '/a'],
+  ['/a', '/b/../a/.', '/a'],
+  ['/a', '/b/%2e%2E/a', '/a'],
+  ['/a', '/../a', '/a'],
+  ['/a', '/A', '/a'],
+  ['/Ab', '/aB?q=/x', '/Ab'],
+  ['/a', '/a;v=1', '/a'],
+  ['/a', '/a;v=1/;w', '/a'],
+  ['/a', '/b/..;x/a', '/a'],
+  ['/a', '/a#x', '/a'],
+  ['/a/:id', '/a/é', '/a/é'],
+  ['/a', 'http://anywhere/a', '/a'],
+  ['/a', 'HTTPS://user@anywhere:1/b/../a?q', '/a'],
+  ['/a', 'http:///a', '/a'],
+  ['/', 'http://anywhere?q=1', '/'],
+  // Some servers take these for the route's.
+  ['/a', '/a%2F', 'refused'],
+  ['/a', '/%2fa', 'refused'],
+  ['/a', '/b%2F..%2Fa', 'refused'],
+  ['/a', '/b%2Fc/../a', 'refused'],
+  ['/a', '/b\\..\\a', 'refused'],
+  ['/a', '\\a', 'no path'],
+  ['/a', '/a%5c', 'refused'],
+  ['/a', '/a%00', 'refused'],
+  ['/a', '/a%00.png', 'none'],
+  ['/a/:id', '/a/%zz', 'refused'],
+  ['/a/:id', '/%61/%zz', 'refused'],
+  ['/a/:id', '/a/%c0%af', 'refused'],
+  ['/a/:id', '/a/..', 'refused'],
+  ['/a/:id', '/a/x%2Fy', 'refused'],
+  ['/:id', '/x%2Fy', 'refused'],
+  // Others.
+  ['/a', '/a/b', 'none'],
+  ['/a/:id', '/a', 'none'],
+  ['/a', '/%zz', 'none'],
+  ['/a', '/b%2Fa', 'none'],
+  ['/a', '/b?x=/a', 'none'],
+  ['/a', '/%2561', 'none'],
+  ['/a', '/b/../../c', 'refused'],
+  ['/a', '*', 'none'],
+])('%s and %s', (pattern, target, is) => {
+  if (is === 'no path') expect(originForm(target)).toBeUndefined();
+  else expect(foundAs(post(pattern), target)).toBe(is);
+});
+
+test('another method is another route, and letter case counts where it is told to', () => {
+  expect(findRoute([post('/a')], 'GET', '/a').kind).toBe('none');
+  expect(foundAs(post('/a', { caseSensitive: true }), '/A')).toBe('none');
+  expect(foundAs(post('/a', { caseSensitive: true }), '/a')).toBe('/a');
+});
+
+test.each(['ftp://a/b', 'b', 'a:1', 'javascript://a/b', ''])('%s is no request target of a server', (target) => {
+  expect(originForm(target)).toBeUndefined();
 });
 
 test('a pattern matches what is written for it, however its values are spelled', () => {
-  const value = fc.string({ minLength: 1 }).filter((text) => text !== '.' && text !== '..');
+  const value = fc
+    .string({ minLength: 1, unit: 'grapheme' })
+    .filter((text) => !/^\.\.?$|[/\\]|\p{Cc}/u.test(text) && text.isWellFormed());
   fc.assert(
     fc.property(value, value, (first, second) => {
-      const path = `/x/${encodeURIComponent(first)}/y/${encodeURIComponent(second)}`;
-      expect(matchPath(parsePath('/x/:first/y/:second')!, path)).toEqual({ first, second });
+      const target = `/x/${encodeURIComponent(first)}/y/${encodeURIComponent(second)}`;
+      const found = findRoute([post('/x/:first/y/:second')], 'POST', target);
+      expect(found).toMatchObject({ kind: 'route', params: { first, second } });
     }),
   );
 });
 
-test('a caller’s key makes one id, and another key, route, scope or proxy another one', () => {
-  const given = fc.tuple(fc.string(), fc.string(), fc.string(), fc.string());
+test('no mixture of spellings gets a path past its route', () => {
+  /** Each changes how a path is written, and not what it is to a server that decodes and follows dots. */
+  const spellings: ((path: string) => string)[] = [
+    (path) => path.replace(/(?<!%.?)[a-z]/i, (letter) => `%${letter.charCodeAt(0).toString(16)}`),
+    (path) => path.toUpperCase(),
+    (path) => path.replace('/', '//'),
+    (path) => `${path}/`,
+    (path) => `${path};v=1`,
+    (path) => `/x/..${path}`,
+    (path) => `/./%2e${path}`,
+    (path) => path.replace(/\/(?=[^/]*$)/, '/y/%2E%2e/'),
+    (path) => `${path}?q=/z`,
+    (path) => `http://elsewhere:81${path}`,
+  ];
+  fc.assert(
+    fc.property(fc.array(fc.integer({ min: 0, max: spellings.length - 1 }), { maxLength: 6 }), (chosen) => {
+      // The query, then the host come last, and once.
+      const order = [...chosen.filter((each) => each < 8), ...[8, 9].filter((each) => chosen.includes(each))];
+      const target = order.reduce((path, each) => spellings[each]!(path), '/parcels/scans');
+      expect(foundAs(post('/parcels/scans'), target)).toBe('/parcels/scans');
+    }),
+  );
+});
+
+test('a caller’s key makes one hash, and another key, route or scope another one', () => {
+  const given = fc.tuple(fc.string(), fc.string(), fc.string());
   fc.assert(
     fc.property(given, given, (one, other) => {
-      const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
-      expect(eventIdOf(...one)).toMatch(uuid);
-      expect(eventIdOf(...one) === eventIdOf(...other)).toBe(one.every((text, index) => text === other[index]));
+      expect(keyHashOf(...one)).toMatch(/^[0-9a-f]{64}$/);
+      expect(keyHashOf(...one) === keyHashOf(...other)).toBe(one.every((text, index) => text === other[index]));
     }),
   );
 });
@@ -80,7 +167,9 @@ test.each<[string, () => unknown]>([
   ['routes', () => defineProxy({ ...proxy, routes: [] })],
   ['listen.port', () => defineProxy({ ...proxy, listen: { port: 70_000 } })],
   ['source', () => defineProxy({ ...proxy, source: 'Not A Name' })],
+  ['keepMs', () => defineProxy({ ...proxy, keepMs: 10 })],
   ['path', () => proxyRoute(Scanned, { ...options, path: 'scans' })],
+  ['path', () => proxyRoute(Scanned, { ...options, path: '/a/../scans' })],
   ['method', () => proxyRoute(Scanned, { ...options, method: 'post' })],
   ['order', () => defineBridge(database, { ...bridge, order: 'some' as never })],
   ['calls', () => defineBridge(database, { ...bridge, calls: [] })],

@@ -34,7 +34,25 @@ test('a pause holds everybody up, and what gathered meanwhile is no burst', () =
   const paused = pauseBucket(fullBucket(limits, 0), 1_000);
   const first = takeToken(paused, limits, 0);
   expect(first.waitMs).toBe(1_000);
-  expect(takeToken(first.bucket, limits, 0).waitMs).toBe(1_000);
+  expect(takeToken(first.bucket, limits, 0).waitMs).toBe(1_100);
+  // Later, from the end of the pause on at its rate.
+  expect(takeToken(first.bucket, limits, 1_000).waitMs).toBe(100);
+  expect(takeToken(first.bucket, limits, 1_300).waitMs).toBe(0);
+});
+
+test('a pause holds up who waits already, and lets them go one after the other', async () => {
+  const limiter = rateLimiter({ perSecond: 50, burst: 1 });
+  const { signal } = new AbortController();
+  const began = performance.now();
+  const turns = Array.from({ length: 4 }, async () => {
+    await limiter.turn(signal);
+    return performance.now() - began;
+  });
+  limiter.pause(100);
+  const [first, ...later] = (await Promise.all(turns)).sort((one, other) => one - other);
+  // The first had its turn before the pause.
+  expect(first).toBeLessThan(100);
+  for (const [index, at] of later.entries()) expect(at).toBeGreaterThanOrEqual(100 + index * 20 - 2);
 });
 
 test('without a rate nobody waits, but for a pause', async () => {

@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 import { runConsumer } from '../../consumer/index.ts';
 import { TurnoutError } from '../../errors/index.ts';
+import { requireBridged } from '../../switchover/index.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
@@ -25,6 +26,9 @@ async function bridge(loaded: TurnoutConfig, name: string, io: Io): Promise<unde
   const { bridges, broker } = need(loaded, 'bridge', 'bridges', 'broker');
   const definition = bridges.find((each) => each.name === name);
   if (definition === undefined) throw unknown('bridge', name, bridges);
+  const { source, database } = loaded;
+  // Where the configuration is the publisher's too, its row can be asked whether a bridge may stand there.
+  if (source !== undefined && database !== undefined) await requireBridged(database, source, definition.name);
   await runService(runConsumer(definition, { source: broker.source(), logger: loggerFor(io) }), io);
 }
 

@@ -8,6 +8,7 @@ import {
   openTransactionsOver,
   redrive,
   registerSwitchover,
+  requireEndpoints,
   setStage,
   stages,
   switchoverNames,
@@ -101,7 +102,7 @@ export interface SwitchRequest {
 /**
  * Sets a stage. `rpc` creates a switchover that does not exist yet; for one that does it is a way back like any other: one
  * statement, that asks neither the broker nor what this configuration says of the switchover, which may be older or
- * newer than the code that runs. `register` adds the event types that the configuration has and the row lacks.
+ * newer than the code that runs; but for its endpoint, unless forced. `register` adds the event types that the configuration has and the row lacks.
  */
 export async function switchStage(loaded: TurnoutConfig, request: SwitchRequest, io: Io): Promise<Report> {
   const { source, database } = need(loaded, 'switch', 'source', 'database');
@@ -124,6 +125,7 @@ export async function switchStage(loaded: TurnoutConfig, request: SwitchRequest,
   const start = await switchoverStart(database, source, name);
   if (stage === 'rpc' && start?.since === undefined) return await begin(loaded, request, io);
   if (start === undefined) throw await unknownSwitchover(loaded, name);
+  await requireSameEndpoint(loaded, request);
   const promotes = await prepare(loaded, request, start);
   const epoch = await setStage(database, source, name, stage, {
     reason: request.reason ?? '',
@@ -154,6 +156,14 @@ export async function switchStage(loaded: TurnoutConfig, request: SwitchRequest,
       ...(redriven === undefined ? [] : [redriven.text]),
     ].join('\n'),
   };
+}
+
+/** What is decided by the row must be what the code does. Forced, the way back waits for nothing, not even for that. */
+async function requireSameEndpoint(loaded: TurnoutConfig, { name, stage, force }: SwitchRequest): Promise<void> {
+  const { source, database, switchovers = [] } = need(loaded, 'switch', 'source', 'database');
+  const definition = switchovers.find((each) => each.name === name);
+  if (definition === undefined || (force && stage === 'rpc')) return;
+  await requireEndpoints(database, source, [definition]);
 }
 
 /** What a promotion needs beside its statement: an offset for the consumer, and a check, which is kept in the database. Gives whether it is one. */

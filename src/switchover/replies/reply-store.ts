@@ -1,7 +1,9 @@
 import type { Queryable } from '../../database/index.ts';
 import type { Route } from '../../event/index.ts';
 import type { AnsweredOutcome } from '../call-headers.ts';
+import { headersForCallers } from '../caller-headers.ts';
 import type { RpcAnswer } from '../define-switchover.ts';
+import { keptJson } from '../kept-json.ts';
 
 /** What the producer's database knows of an effect whose reply may be waited for. */
 export interface KnownReply {
@@ -80,12 +82,14 @@ export async function recordReply(
  * Whether a call was told no more than that its effect has happened: it came as an event, and nobody had answered a call. If
  * there is a reply, it is an event.
  */
-export function saysNothing(outcome: AnsweredOutcome, { status, body }: RpcAnswer): boolean {
+export function saysNothing(outcome: AnsweredOutcome, { status, headers, body }: RpcAnswer): boolean {
   if (outcome !== 'duplicate' || status !== 200) return false;
-  return body === null || body === undefined || JSON.stringify(body) === '{}';
+  // What a client of gRPC or Connect makes of no message is one of default values.
+  if (headers['turnout-answer'] === 'none') return true;
+  return body === null || body === undefined || keptJson(body) === '{}';
 }
 
-/** Ends a call that was owed, and keeps its answer. */
+/** Ends a call that was owed, and keeps its answer for whoever asks: publishers for a reply, callers of a proxy again. */
 export async function settleCall(
   database: Queryable,
   effectKey: string,
@@ -97,14 +101,12 @@ export async function settleCall(
   ]);
 }
 
-function keptText({ status, body }: RpcAnswer): string | null {
-  try {
-    const text = JSON.stringify({ status, body: body ?? null });
-    return Buffer.byteLength(text) > maxKeptBytes ? null : text;
-  } catch {
-    // A body that is no JSON (a stream, a cycle) is for the caller only.
-    return null;
-  }
+/** Without its body if that is too large or no JSON (a stream, a cycle): then it is for the caller only. */
+function keptText({ status, headers, body }: RpcAnswer): string | null {
+  const rest = { status, headers: headersForCallers(headers) };
+  const text = keptJson({ ...rest, body: body ?? null });
+  if (text !== undefined && Buffer.byteLength(text) <= maxKeptBytes) return text;
+  return keptJson(rest) ?? null;
 }
 
 /** What is known of effects. Those that were never published, or rolled back, are missing. */
