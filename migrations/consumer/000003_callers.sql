@@ -7,6 +7,9 @@ create index inbox_finished on turnout.inbox using brin (finished_at) with (page
 create index inbox_dead on turnout.inbox (consumer, finished_at) where outcome = 'dead';
 create index held_oldest on turnout.held (consumer, id);
 create index held_parked on turnout.held (consumer, held_at) where reason = 'parked';
+create index held_waiting on turnout.held (consumer, held_at) where reason <> 'parked';
+-- Of which switchover it is. Null where the message is kept as bytes: that one counts for every switchover.
+alter table turnout.held add column event_type text generated always as (message #>> '{headers,ce_type}') stored;
 
 -- An alarm counts against a promotion until somebody has looked: turnout.see_alarms.
 alter table turnout.alarm add column seen_at timestamptz, add column seen_by text, add column seen_reason text;
@@ -79,18 +82,24 @@ begin
 end
 $$;
 
--- Outcomes of the last while, by path. At most `most` of them are counted: it costs the same on an inbox of any size.
+-- Outcomes of the last while, by path; of one source and some event types, if they are named. Of each path `most` are counted at most, of
+-- what was asked for and not of what lies beside it: it costs the same on an inbox of any size.
 -- Only bitmap scans: a plan by the primary key, tempting with a limit, would read all that the consumer ever had.
 -- statement_timestamp(), since an index can't be searched by a clock that moves while it is.
-create function turnout.recent_outcomes(consumer text, within_time interval, most integer default 100000)
+create function turnout.recent_outcomes(consumer text, within_time interval, most integer default 100000, source text default null,
+                                        event_types text[] default null)
 returns table (path text, outcome text, effects bigint, newest timestamptz)
 language sql stable security definer set search_path = pg_catalog, turnout, pg_temp
   set enable_seqscan = off set enable_indexscan = off set enable_indexonlyscan = off set max_parallel_workers_per_gather = 0
 as $$
   select r.path, r.outcome, count(*), max(r.finished_at)
-  from (
+  from (values ('rpc'), ('event')) as p (path)
+  cross join lateral (
     select i.path, i.outcome, i.finished_at from turnout.inbox i
     where i.consumer = recent_outcomes.consumer and i.finished_at > statement_timestamp() - recent_outcomes.within_time
+      and i.path = p.path
+      and (recent_outcomes.source is null or i.source = recent_outcomes.source)
+      and (recent_outcomes.event_types is null or i.event_type = any (recent_outcomes.event_types))
     limit recent_outcomes.most
   ) r
   group by r.path, r.outcome
@@ -116,5 +125,5 @@ end
 $$;
 
 revoke all on table turnout.unknown_caller, turnout.endpoint_seen from public;
-revoke all on function turnout.record_callers(text, jsonb, jsonb), turnout.recent_outcomes(text, interval, integer),
+revoke all on function turnout.record_callers(text, jsonb, jsonb), turnout.recent_outcomes(text, interval, integer, text, text[]),
   turnout.see_alarms(text, bigint, text) from public;

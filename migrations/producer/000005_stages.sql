@@ -476,7 +476,7 @@ begin
   end if;
   if change_stage.expected_epoch <> current.epoch then
     raise exception 'Switchover % is in epoch %, and no more in %.', current.name, current.epoch, change_stage.expected_epoch
-      using errcode = 'TU035', detail = json_build_object('switchover', current.name, 'stage', current.stage, 'epoch', current.epoch,
+      using errcode = 'TU042', detail = json_build_object('switchover', current.name, 'stage', current.stage, 'epoch', current.epoch,
                                                           'expectedEpoch', change_stage.expected_epoch)::text;
   end if;
   -- 'NaN' is above everything.

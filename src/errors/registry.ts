@@ -54,7 +54,8 @@ export const errorKinds = {
 
   TURNOUT_ENDPOINT_DIFFERS: {
     retryable: true,
-    remedy: 'Run `turnout switch <name> register` in stage rpc, before code that declares another endpoint is deployed.',
+    remedy:
+      'Run `turnout switch <name> register` in stage rpc, before code that declares another endpoint is deployed.',
   },
 
   // Publishing
@@ -118,7 +119,7 @@ export const errorKinds = {
   },
   TURNOUT_STAGE_CHANGED: {
     retryable: false,
-    sqlState: 'TU035',
+    sqlState: 'TU042',
     remedy: 'Somebody has changed the stage meanwhile: look at `turnout switch history <name>`, then decide again.',
   },
   TURNOUT_PERCENT_INVALID: {
@@ -206,6 +207,15 @@ export const errorKinds = {
   TURNOUT_ANSWER_TOO_LARGE: {
     retryable: false,
     remedy: 'Answers are kept in memory until the commit; raise maxAnswerBytes, or answer with less.',
+  },
+  TURNOUT_REQUEST_TOO_LARGE: {
+    retryable: false,
+    remedy:
+      'Requests are read before their handler reads them, to tell one from another; raise maxRequestBytes, or send less.',
+  },
+  TURNOUT_GATE_NESTED: {
+    retryable: false,
+    remedy: 'Leave one switchedOver on the route: a gate can’t stand in the transaction of another, nor of itself.',
   },
   TURNOUT_UNAUTHENTICATED: {
     retryable: false,

@@ -1,7 +1,8 @@
 import type { Queryable } from '../database/index.ts';
 import { judge } from './checks.ts';
-import type { CheckFacts, CheckRules, Judgement } from './checks.ts';
-import { askForEvidence, partitionsBehind, switchoverState } from './facts.ts';
+import type { CheckRules } from './check-rules.ts';
+import type { CheckFacts, Judgement } from './checks.ts';
+import { askForEvidence, partitionsBehind, scopeOf, switchoverState, unreadMs } from './facts.ts';
 import type { ConsumerView, SwitchoverState } from './facts.ts';
 import { recordCheck, switchoverStatus } from './stage-store.ts';
 import type { Stage } from './stage.ts';
@@ -69,13 +70,14 @@ async function collectFacts(options: CheckOptions, state: SwitchoverState): Prom
   const withinMs = target === 'done' ? Math.max(inStageMs, (rules?.quietDays ?? 7) * aDayMs) : inStageMs;
   const [[status], asked, running] = await Promise.all([
     switchoverStatus(database, source, name),
-    askForEvidence(options, { withinMs, shadow: stage === 'shadow' }),
+    askForEvidence(options, { ...scopeOf(state), withinMs, shadow: stage === 'shadow' }),
     broker?.running(consumer).catch(() => undefined),
   ]);
   const partitions =
     broker === undefined
       ? undefined
       : await partitionsBehind(broker, asked.evidence, consumer, topic).catch(() => undefined);
+  const { evidence } = asked;
   return {
     consumer,
     stage,
@@ -88,7 +90,11 @@ async function collectFacts(options: CheckOptions, state: SwitchoverState): Prom
     failingCalls: status?.failedCalls ?? 0,
     running,
     partitions,
-    evidence: asked.evidence,
+    unreadMs:
+      evidence === undefined
+        ? undefined
+        : await unreadMs(database, source, topic, evidence.consumed, { withinMs: inStageMs }),
+    evidence,
     evidenceError: asked.error,
   };
 }

@@ -4,68 +4,19 @@
 //   all of them not-ready if one is; else inconclusive if one is; else ready
 //
 // Too little data is never ready, and worse facts never make a better verdict; test/unit/checks.test.ts holds both.
-import { TurnoutError } from '../errors/index.ts';
 import type { Ordering } from '../event/index.ts';
 import { lowerBound, upperBound } from './bounds.ts';
+import { defaultCheckRules } from './check-rules.ts';
+import type { CheckRules } from './check-rules.ts';
 import type { ConsumerEvidence } from './evidence.ts';
+import { aDayMs, atMost, duration, not, passed, percent, unknown, yesOrNo } from './findings.ts';
+import type { CheckVerdict, Finding } from './findings.ts';
 import type { Stage } from './stage.ts';
-
-export type CheckVerdict = 'ready' | 'not-ready' | 'inconclusive';
-
-/** What one check found. */
-export interface Finding {
-  readonly check: string;
-  readonly verdict: CheckVerdict;
-  /** What was seen; null: nothing. */
-  readonly value: number | string | null;
-  /** What it is held against; null: nothing. */
-  readonly limit: number | string | null;
-  readonly why: string;
-  /** What to do; empty for a check that passed. */
-  readonly remedy: string;
-}
 
 export interface Judgement {
   readonly verdict: CheckVerdict;
   readonly findings: readonly Finding[];
 }
-
-/** Limits of the checks, for one switchover: `defineSwitchover({ …, checks: { … } })`. */
-export interface CheckRules {
-  /** Most events that the consumer may be behind, over all partitions. Default 100. */
-  readonly maxLag?: number;
-  /** For how long a partition with unread events may stand still, in milliseconds. Default 60,000. */
-  readonly maxIdleMs?: number;
-  /** Fewest deliveries that shadow must have seen. Default 100. */
-  readonly minDeliveries?: number;
-  /** The delay that 99 % of the deliveries in shadow keep, in milliseconds. Default 30,000. */
-  readonly maxDelayMs?: number;
-  /** Largest share of decisions that may differ, in percent, by its 95 % upper bound. Default 1, which takes 299 comparisons without a difference. */
-  readonly maxMismatchPercent?: number;
-  /** Whether decisions must have been compared; by default they count only if they were. */
-  readonly decisions?: 'when-compared' | 'required';
-  /** Variants (as the shadow names them) of which each must have been compared at least once. Default: none. */
-  readonly variants?: readonly string[];
-  /** From `ramp` on: fewest events that must have had their effect since the stage was set. Default 20. */
-  readonly minEffects?: number;
-  /** Most calls that may be failing at the producer. Default 0. */
-  readonly maxFailingCalls?: number;
-  /** For `done`: days in stage `event`, with no caller that does not come through Turnout. Default 7. */
-  readonly quietDays?: number;
-}
-
-export const defaultCheckRules: Required<CheckRules> = {
-  maxLag: 100,
-  maxIdleMs: 60_000,
-  minDeliveries: 100,
-  maxDelayMs: 30_000,
-  maxMismatchPercent: 1,
-  decisions: 'when-compared',
-  variants: [],
-  minEffects: 20,
-  maxFailingCalls: 0,
-  quietDays: 7,
-};
 
 /** What is known of a switchover. */
 export interface CheckFacts {
@@ -92,7 +43,9 @@ export interface CheckFacts {
         readonly idleMs?: number | undefined;
       }[]
     | undefined;
-  /** Undefined: nobody gave access to the consumer's database. */
+  /** Age of the oldest published event that the consumer has not read, in milliseconds; undefined: not known. */
+  readonly unreadMs?: number | undefined;
+  /** Of the switchover, not of all that its consumer does. Undefined: nobody gave access to the consumer's database. */
   readonly evidence: ConsumerEvidence | undefined;
   /** Why there is none, if it was tried. */
   readonly evidenceError?: string | undefined;
@@ -128,8 +81,8 @@ function checksFor(target: Stage, facts: CheckFacts, limits: Limits): Finding[] 
           ? [noShadow]
           : facts.stage === 'rpc' || facts.stage === 'shadow'
             ? [...deliveries(facts, limits), ...decisions(facts, limits)]
-            : [effects(facts, limits)]),
-        ...quietConsumer(facts),
+            : [effects(facts, limits), ...rejections(facts, limits)]),
+        ...quietConsumer(facts, limits),
         failingCalls(facts, limits),
       ];
     case 'done':
@@ -137,7 +90,7 @@ function checksFor(target: Stage, facts: CheckFacts, limits: Limits): Finding[] 
         stableFor(facts, limits),
         sinceRecorded(facts),
         ...path,
-        ...quietConsumer(facts),
+        ...quietConsumer(facts, limits),
         nothingOwed(facts),
         noUnknownCaller(facts, limits),
       ];
@@ -169,7 +122,7 @@ const noRamp: Finding = {
   value: 'bridged',
   limit: 'wrapped',
   why: 'a bridged endpoint has no inbox in front of it, so it can’t be reached in two ways at once',
-  remedy: 'Go from shadow to event.',
+  remedy: 'Go from rpc to event.',
 };
 
 /** What its bridge calls is what is called today: there is nothing new to be proved. */
@@ -193,7 +146,7 @@ function isRunning({ running, consumer }: CheckFacts): Finding {
   });
 }
 
-function isCaughtUp({ partitions }: CheckFacts, { maxLag, maxIdleMs }: Limits): Finding {
+function isCaughtUp({ partitions, unreadMs }: CheckFacts, { maxLag, maxIdleMs }: Limits): Finding {
   const check = 'consumer-caught-up';
   if (partitions === undefined || partitions.length === 0)
     return unknown(
@@ -202,10 +155,13 @@ function isCaughtUp({ partitions }: CheckFacts, { maxLag, maxIdleMs }: Limits): 
       'Name the `broker` in the configuration, and start the consumer.',
     );
   const lag = partitions.reduce((sum, each) => sum + each.lag, 0);
-  const stuck = partitions.filter((each) => each.lag > 0 && (each.idleMs ?? 0) > maxIdleMs);
-  if (stuck.length > 0) {
-    const names = stuck.map(({ topic, partition }) => `${topic}/${partition}`).join(', ');
-    return not(check, lag, maxLag, `${names} stands still with unread events`, 'Look at the consumer’s log.');
+  const behind = partitions.filter((each) => each.lag > 0);
+  // By the relay's counts if they are known: a topic where little comes has stood still for long when something comes.
+  const oldestMs = unreadMs ?? Math.max(0, ...behind.map((each) => each.idleMs ?? 0));
+  if (behind.length > 0 && oldestMs > maxIdleMs) {
+    const names = behind.map(({ topic, partition }) => `${topic}/${partition}`).join(', ');
+    const why = `${lag} events behind (${names}), the oldest of them for ${duration(oldestMs)}`;
+    return not(check, lag, maxLag, why, 'Look at the consumer’s log.');
   }
   return lag <= maxLag
     ? passed(check, lag, maxLag, `${lag} events behind`)
@@ -232,7 +188,7 @@ function noEvidence(check: string, { consumer, evidenceError }: CheckFacts): Fin
   );
 }
 
-function quietConsumer(facts: CheckFacts): Finding[] {
+function quietConsumer(facts: CheckFacts, { maxHeldMs }: Limits): Finding[] {
   const { evidence } = facts;
   if (evidence === undefined) return [noEvidence('parked', facts)];
   const unseen = evidence.alarms.reduce((sum, each) => sum + each.count, 0);
@@ -242,6 +198,15 @@ function quietConsumer(facts: CheckFacts): Finding[] {
       remedy:
         'Correct the handler, then `select turnout.retry_parked(…)`, or skip them: `turnout.skip_parked(…)` (docs/inbox.md).',
     }),
+    evidence.waitingMs > maxHeldMs
+      ? not(
+          'held',
+          evidence.waitingMs,
+          maxHeldMs,
+          `an event has been held for ${duration(evidence.waitingMs)}, early or behind another`,
+          'Find what comes before it: `turnout switch explain <event id>`, turnout.held in the consumer’s database.',
+        )
+      : passed('held', evidence.waitingMs, maxHeldMs, `no event is held for more than ${duration(maxHeldMs)}`),
     atMost('dead', evidence.dead, 0, {
       what: `events were given up (dead) in ${duration(evidence.withinMs)}`,
       remedy: 'Find out why from turnout.inbox (outcome dead), and wait until they are older than the stage.',
@@ -331,13 +296,32 @@ function mismatchRate(mismatched: number, of: number, { maxMismatchPercent }: Li
 function effects(facts: CheckFacts, { minEffects }: Limits): Finding {
   const { evidence } = facts;
   if (evidence === undefined) return noEvidence('effects', facts);
-  const applied = evidence.outcomes
-    .filter(({ path, outcome }) => path === 'event' && outcome === 'applied')
-    .reduce((sum, each) => sum + each.count, 0);
+  const applied = outcomes(evidence, 'applied');
   const why = `${applied} events had their effect in ${duration(evidence.withinMs)}`;
   return applied >= minEffects
     ? passed('effects', applied, minEffects, why)
     : unknown('effects', why, 'Wait for more events in this stage.', applied, minEffects);
+}
+
+function rejections({ evidence }: CheckFacts, { maxRejectedPercent }: Limits): Finding[] {
+  if (evidence === undefined) return [];
+  const refused = outcomes(evidence, 'rejected') + outcomes(evidence, 'skipped');
+  const all = evidence.outcomes.filter(({ path }) => path === 'event').reduce((sum, each) => sum + each.count, 0);
+  const value = `${refused} of ${all}`;
+  const why = `${value} events were rejected or skipped`;
+  const remedy =
+    'Look at turnout.inbox (reason), or raise `checks.maxRejectedPercent` if so many are refused by nature.';
+  return [
+    100 * lowerBound(refused, all) > maxRejectedPercent
+      ? not('rejected', value, `${maxRejectedPercent} %`, why, remedy)
+      : passed('rejected', value, `${maxRejectedPercent} %`, why),
+  ];
+}
+
+function outcomes(evidence: ConsumerEvidence, outcome: string): number {
+  return evidence.outcomes
+    .filter((each) => each.path === 'event' && each.outcome === outcome)
+    .reduce((sum, each) => sum + each.count, 0);
 }
 
 function failingCalls({ failingCalls: failing }: CheckFacts, { maxFailingCalls }: Limits): Finding {
@@ -411,78 +395,4 @@ function drained(facts: CheckFacts): Finding[] {
   if (evidence === undefined) return [noEvidence(check, facts)];
   const left = partitions.reduce((sum, each) => sum + each.lag, 0) + evidence.heldCount;
   return [atMost(check, left, 0, { what: 'events are still to be delivered by the bridge', remedy })];
-}
-
-// ── Shapes of findings ───────────────────────────────────────────────────────────────────────────────────────────────
-
-const aDayMs = 86_400_000;
-
-function passed(check: string, value: Finding['value'], limit: Finding['limit'], why: string): Finding {
-  return { check, verdict: 'ready', value, limit, why, remedy: '' };
-}
-
-function not(check: string, value: Finding['value'], limit: Finding['limit'], why: string, remedy: string): Finding {
-  return { check, verdict: 'not-ready', value, limit, why, remedy };
-}
-
-function unknown(
-  check: string,
-  why: string,
-  remedy: string,
-  value: Finding['value'] = null,
-  limit: Finding['limit'] = null,
-): Finding {
-  return { check, verdict: 'inconclusive', value, limit, why, remedy };
-}
-
-function yesOrNo(
-  check: string,
-  is: boolean,
-  { yes, no, remedy }: { yes: string; no: string; remedy: string },
-): Finding {
-  return is ? passed(check, 'yes', 'yes', yes) : not(check, 'no', 'yes', no, remedy);
-}
-
-function atMost(
-  check: string,
-  value: number,
-  limit: number,
-  { what, remedy }: { what: string; remedy: string },
-): Finding {
-  const why = `${value} ${what}`;
-  return value <= limit ? passed(check, value, limit, why) : not(check, value, limit, why, remedy);
-}
-
-function percent(value: number): string {
-  return `${value < 10 ? value.toFixed(2) : value.toFixed(0)} %`;
-}
-
-/** A time as people say it. */
-export function duration(ms: number): string {
-  if (ms < 120_000) return `${Math.round(ms / 1_000)} s`;
-  if (ms < 2 * 3_600_000) return `${Math.round(ms / 60_000)} min`;
-  return ms < 2 * aDayMs ? `${Math.round(ms / 3_600_000)} h` : `${Math.round(ms / aDayMs)} days`;
-}
-
-// ── Rules ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** Refuses rules that can't be meant. Throws TURNOUT_SWITCHOVER_INVALID with the path of the bad field. */
-export function validateCheckRules(switchover: string, rules: CheckRules): void {
-  for (const [name, value] of Object.entries(rules) as [string, unknown][]) {
-    const path = `checks.${name}`;
-    const fits =
-      name === 'decisions'
-        ? value === 'when-compared' || value === 'required'
-        : name === 'variants'
-          ? Array.isArray(value) && value.every((each) => typeof each === 'string')
-          : Object.hasOwn(defaultCheckRules, name) && typeof value === 'number' && value >= 0 && Number.isFinite(value);
-    if (fits) continue;
-    throw new TurnoutError(
-      'TURNOUT_SWITCHOVER_INVALID',
-      `Switchover ${switchover} can't have ${path} ${JSON.stringify(value)}.`,
-      {
-        details: { switchover, path },
-      },
-    );
-  }
 }

@@ -2,8 +2,8 @@ import { TurnoutError } from '../errors/index.ts';
 import { isName } from '../event/index.ts';
 import type { AnyEventDefinition, Ordering, Reaction } from '../event/index.ts';
 import type { EndpointKind } from './bridged-answer.ts';
-import { validateCheckRules } from './checks.ts';
-import type { CheckRules } from './checks.ts';
+import { validateCheckRules } from './check-rules.ts';
+import type { CheckRules } from './check-rules.ts';
 import { validateGuardrailRules } from './guardrails.ts';
 import type { GuardrailRules } from './guardrails.ts';
 

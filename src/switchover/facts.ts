@@ -5,7 +5,8 @@ import { TurnoutError } from '../errors/index.ts';
 import type { Ordering } from '../event/index.ts';
 import { sleep } from '../lifecycle/index.ts';
 import type { CheckFacts } from './checks.ts';
-import type { ConsumedSequence, ConsumerEvidence, EvidenceQuestion } from './evidence.ts';
+import { answers } from './evidence.ts';
+import type { ConsumedSequence, ConsumerEvidence, EvidenceQuestion, EvidenceScope } from './evidence.ts';
 import type { Stage } from './stage.ts';
 
 /** Where to ask about a consumer; what is left out is not known. */
@@ -19,8 +20,10 @@ export interface ConsumerView {
 /** A switchover as its row and its history tell it. */
 export interface SwitchoverState {
   readonly name: string;
+  readonly source: string;
   readonly consumer: string;
   readonly topic: string;
+  readonly eventTypes: readonly string[];
   readonly order: Ordering;
   readonly endpoint: 'wrapped' | 'bridged';
   readonly stage: Stage;
@@ -38,7 +41,7 @@ export async function switchoverStates(database: Queryable, source: string, name
     epoch: string;
   }
   const { rows } = await database.query<Row>(
-    `select s.name, s.consumer, s.topic, s.ordering as "order", s.endpoint, s.stage, s.percent::text as percent, s.epoch::text as epoch,
+    `select s.name, s.source, s.consumer, s.topic, to_jsonb(s.event_types) as "eventTypes", s.ordering as "order", s.endpoint, s.stage, s.percent::text as percent, s.epoch::text as epoch,
             s.since is not null as "sinceRecorded",
             greatest(0, extract(epoch from clock_timestamp() - coalesce(h.at, s.created_at)) * 1000)::float8 as "inStageMs"
        from turnout.switchover s
@@ -76,52 +79,89 @@ export async function partitionsBehind(
   });
 }
 
+/** Whose numbers are asked for: a consumer may have several switchovers, and what one has done proves nothing of another. */
+export function scopeOf({ source, topic, eventTypes }: SwitchoverState): Required<EvidenceScope> {
+  return { source, topic, eventTypes };
+}
+
 /**
  * How old the oldest event is that was published and that the consumer has not read, in milliseconds, by the clock of the producer's
- * database; 0: it has read all. The relay's ticks hold the counts that the consumer's sequences are held against. Undefined if neither
- * tells anything. At most 20,000 ticks are looked at: an older one than these gives the age of the last of them.
+ * database; 0: it has read all. The relay's ticks hold the counts that the consumer's sequences are held against, for every partition
+ * that anything was published to. A partition that was never read counts from the beginning, or from `withinMs` ago: a consumer that
+ * started at the end of a topic does not owe what was there before. Undefined if neither tells anything. At most 20,000 ticks are
+ * looked at: an older event than these has the age of the last of them.
  */
 export async function unreadMs(
   database: Queryable,
   source: string,
   topic: string,
   consumed: readonly ConsumedSequence[],
+  { withinMs }: { readonly withinMs?: number } = {},
 ): Promise<number | undefined> {
   const mine = consumed.filter((each) => each.source === source && each.topic === topic);
-  if (mine.length === 0) return undefined;
-  const { rows } = await database.query<{ ms: number | null }>(
-    `with newest as materialized (
-       select t.tick, t.numbers from turnout.relay_tick t where t.shard = 0 order by t.tick desc limit 1
-     ), read as materialized (
-       select r.partition, r.sequence, s.name || '/' || r.generation as counted from jsonb_to_recordset($3::jsonb) as r (partition integer, generation integer, sequence bigint)
-         join turnout.source s on s.name = $1 and s.generation = r.generation
-     ), ticks as (
-       select t.tick, t.at, t.numbers from turnout.relay_tick t, newest n
-        where t.shard = 0 and t.tick > n.tick - 20000
-     )
-     select case when not exists (select from newest) or not exists (select from read) then null
-            else coalesce(max(extract(epoch from clock_timestamp() - behind.at) * 1000), 0)::float8 end as ms
-       from read r
-       cross join newest n
-       -- The newest tick that began with no more than was read: the next event was published in it.
-       left join lateral (
-         select t.at from ticks t
-          where coalesce((t.numbers -> r.counted -> $2 ->> r.partition)::bigint, 0) <= r.sequence order by t.tick desc limit 1
-       ) known on true
-       left join lateral (
-         select coalesce(known.at, (select min(t.at) from ticks t)) as at
-          where coalesce((n.numbers -> r.counted -> $2 ->> r.partition)::bigint, 0) > r.sequence
-       ) behind on true`,
-    [
-      source,
-      topic,
-      JSON.stringify(mine.map(({ partition, generation, sequence }) => ({ partition, generation, sequence }))),
-    ],
-  );
+  const { rows } = await database.query<{ ms: number | null }>(unreadStatement, [
+    source,
+    topic,
+    JSON.stringify(mine.map(({ partition, generation, sequence }) => ({ partition, generation, sequence }))),
+    withinMs ?? null,
+  ]);
   return rows[0]?.ms ?? undefined;
 }
 
-/** Asks for evidence, and waits for it no longer than `timeoutMs`: it may come over HTTP, from a service that hangs. */
+/** $1: source, $2: topic, $3: [{"partition", "generation", "sequence"}], $4: milliseconds or null. */
+const unreadStatement = `
+with newest as materialized (
+  select t.tick from turnout.relay_tick t where t.shard = 0 order by t.tick desc limit 1
+), known as materialized (
+  select r.partition, r.generation, r.sequence from jsonb_to_recordset($3::jsonb) as r (partition integer, generation integer, sequence bigint)
+), generation as (
+  -- Ticks of a generation keep nothing of the ones before, which may not be read to their end.
+  select g as number, $1 || '/' || g as counted
+    from turnout.source s
+    cross join lateral generate_series(least(s.generation, coalesce((select min(k.generation) from known k), s.generation)), s.generation) g
+   where s.name = $1
+), published as materialized (
+  select g.number as generation, g.counted, l.tick, c.place::integer - 1 as partition, c.count::bigint as count
+    from generation g
+    cross join lateral (
+      select t.tick, t.numbers -> g.counted -> $2 as counts from turnout.relay_tick t, newest n
+       where t.shard = 0 and t.tick > n.tick - 20000 and t.numbers ? g.counted order by t.tick desc limit 1) l
+    cross join lateral jsonb_array_elements_text(l.counts) with ordinality as c (count, place)
+), reading as (
+  select p.*, coalesce(k.sequence, b.sequence, 0) as sequence
+    from published p
+    left join lateral (
+      select case when r.generation > p.generation then p.count when r.generation = p.generation then r.sequence else 0 end as sequence
+        from known r where r.partition = p.partition) k on true
+    -- Never read: what had been published when the time began, as far back as is kept.
+    left join lateral (
+      select coalesce(
+        (select coalesce((t.numbers -> p.counted -> $2 ->> p.partition)::bigint, 0) from turnout.relay_tick t, newest n
+          where t.shard = 0 and t.tick > n.tick - 20000 and t.tick <= p.tick
+            and t.at <= clock_timestamp() - $4::float8 * interval '1 ms' order by t.tick desc limit 1),
+        (select coalesce((t.numbers -> p.counted -> $2 ->> p.partition)::bigint, 0) from turnout.relay_tick t, newest n
+          where t.shard = 0 and t.tick > n.tick - 20000 order by t.tick limit 1)) as sequence
+       where k.sequence is null and $4::float8 is not null) b on true
+)
+select case when not exists (select from published) then case when exists (select from known) and exists (select from newest) then 0::float8 end
+       else (
+         select coalesce(max(extract(epoch from clock_timestamp() - behind.at) * 1000), 0)::float8
+           from reading r
+           cross join newest n
+           -- The newest tick that began with no more than was read: the next event was published in it.
+           cross join lateral (
+             select coalesce(
+               (select t.at from turnout.relay_tick t
+                 where t.shard = 0 and t.tick > n.tick - 20000 and t.tick <= r.tick
+                   and coalesce((t.numbers -> r.counted -> $2 ->> r.partition)::bigint, 0) <= r.sequence
+                 order by t.tick desc limit 1),
+               (select min(t.at) from turnout.relay_tick t where t.shard = 0 and t.tick > n.tick - 20000)) as at) behind
+          where r.count > r.sequence) end as ms`;
+
+/**
+ * Asks for evidence, and waits for it no longer than `timeoutMs`: it may come over HTTP, from a service that hangs. Evidence that counts
+ * something else than was asked for is none: it comes from a service that does not pass the question on.
+ */
 export async function askForEvidence(
   view: ConsumerView,
   question: EvidenceQuestion,
@@ -134,7 +174,11 @@ export async function askForEvidence(
     const late = sleep(timeoutMs, enough.signal).then(() => undefined);
     const evidence = await Promise.race([answer, late]);
     answer.catch(() => undefined);
-    return evidence === undefined ? { error: `it did not come within ${timeoutMs} ms` } : { evidence };
+    if (evidence === undefined) return { error: `it did not come within ${timeoutMs} ms` };
+    if (answers(evidence, question)) return { evidence };
+    return {
+      error: 'it counts what was not asked for: pass the whole question on to consumerEvidence (docs/checks.md)',
+    };
   } catch (error) {
     return { error: error instanceof Error ? error.message : String(error) };
   } finally {

@@ -7,8 +7,10 @@
 // Only what happened since the last stage change counts: what a stage before it left behind says nothing about this one, and an
 // operator who has promoted again is not fought with old numbers.
 import { TurnoutError } from '../errors/index.ts';
-import { duration } from './checks.ts';
+import { lowerBound } from './bounds.ts';
+import { mostOutcomes } from './evidence.ts';
 import type { ConsumerEvidence } from './evidence.ts';
+import { duration } from './findings.ts';
 import type { Stage } from './stage.ts';
 
 /** Limits of the guardrails, for one switchover: `defineSwitchover({ …, guardrails: { … } })`. `false` switches a rule off. */
@@ -21,10 +23,17 @@ export interface GuardrailRules {
   readonly maxFailedPercent?: number | false;
   /** Fewer parked or dead events than this are no breach. Default 3. */
   readonly minFailed?: number;
+  /**
+   * Largest share of events that handlers may refuse (`rejected`) or that may be `skipped`, in percent of those handled, by its 95 % lower
+   * bound: breached only if the share is surely larger. Default 25; a switchover of which many are refused by nature needs more.
+   */
+  readonly maxRejectedPercent?: number | false;
   /** Most new alarms `sequence-hole` and `unknown-repeat`. Default 0. */
   readonly maxAlarms?: number | false;
   /** How old the oldest published event may get that the consumer has not read, in milliseconds. Default 120,000. */
   readonly maxUnreadMs?: number | false;
+  /** For how long an event may be held without being parked, early or behind another, in milliseconds. Default 300,000. */
+  readonly maxHeldMs?: number | false;
   /** For how long nobody may consume, in milliseconds. Default 60,000. */
   readonly maxDownMs?: number | false;
   /** How far back failures are counted, at most to the stage change, in milliseconds. Default 3,600,000. */
@@ -40,8 +49,10 @@ export const defaultGuardrailRules: Required<GuardrailRules> = {
   to: 'rpc',
   maxFailedPercent: 1,
   minFailed: 3,
+  maxRejectedPercent: 25,
   maxAlarms: 0,
   maxUnreadMs: 120_000,
+  maxHeldMs: 300_000,
   maxDownMs: 60_000,
   windowMs: 3_600_000,
   blindAfter: 5,
@@ -52,7 +63,7 @@ export const defaultGuardrailRules: Required<GuardrailRules> = {
 export interface GuardrailFacts {
   /** Since the last stage change, in milliseconds, by the producer database's clock. */
   readonly inStageMs: number;
-  /** Undefined: it could not be read. */
+  /** Of the switchover, not of all that its consumer does; undefined: it could not be read. */
   readonly evidence: ConsumerEvidence | undefined;
   /** Age of the oldest published event that the consumer has not read; 0: it has read all; undefined: not known. */
   readonly unreadMs: number | undefined;
@@ -64,7 +75,7 @@ export interface GuardrailFacts {
 
 /** A rule that was broken, with the numbers. */
 export interface Breach {
-  readonly rule: 'failed' | 'alarms' | 'unread' | 'down' | 'blind';
+  readonly rule: 'failed' | 'rejected' | 'alarms' | 'unread' | 'held' | 'down' | 'blind';
   readonly value: number;
   readonly limit: number;
   readonly why: string;
@@ -86,8 +97,12 @@ export function breached(facts: GuardrailFacts, rules: GuardrailRules = {}): Gua
   const unknown: string[] = [];
   const breaches = [
     ...failed(facts, limits, unknown),
+    ...rejected(facts, limits),
     ...alarms(facts, limits),
     ...lasting('unread', facts.unreadMs, limits.maxUnreadMs, facts, unknown),
+    ...(facts.evidence === undefined
+      ? []
+      : lasting('held', facts.evidence.waitingMs, limits.maxHeldMs, facts, unknown)),
     ...lasting('down', facts.downMs, limits.maxDownMs, facts, unknown),
     ...(blind && limits.whenBlind === 'step-back'
       ? [
@@ -127,14 +142,38 @@ function failed(facts: GuardrailFacts, { maxFailedPercent, minFailed }: Limits, 
     unknown.push(`the evidence counts ${duration(evidence.withinMs)}, and the stage is younger`);
     return [];
   }
-  const byEvent = evidence.outcomes.filter(({ path }) => path === 'event');
   const failures = evidence.parkedWithin + evidence.dead;
-  const handled = byEvent.reduce((sum, each) => sum + each.count, 0) + evidence.parkedWithin;
+  const finished = eventOutcomes(evidence);
+  const handled = finished + evidence.parkedWithin;
   if (handled === 0) unknown.push('no event was handled yet');
   const percent = handled === 0 ? 0 : Math.min(100, (100 * failures) / handled);
   if (failures < Math.max(1, minFailed) || percent <= maxFailedPercent) return [];
+  if (finished >= mostOutcomes && failures < handled / 2) {
+    // All failures are counted, and of the rest not all: the share is at most this.
+    unknown.push(
+      `more than ${mostOutcomes} events were handled, of which no share can be told; a shorter windowMs can`,
+    );
+    return [];
+  }
   const why = `${failures} of ${handled} events are parked or dead since the stage was set (${percent.toFixed(1)} %, at most ${maxFailedPercent} %)`;
   return [{ rule: 'failed', value: percent, limit: maxFailedPercent, why }];
+}
+
+function eventOutcomes({ outcomes }: ConsumerEvidence, ...only: string[]): number {
+  return outcomes
+    .filter(({ path, outcome }) => path === 'event' && (only.length === 0 || only.includes(outcome)))
+    .reduce((sum, each) => sum + each.count, 0);
+}
+
+function rejected(facts: GuardrailFacts, { maxRejectedPercent, minFailed }: Limits): Breach[] {
+  const { evidence } = facts;
+  if (maxRejectedPercent === false || evidence === undefined || !isOfThisStage(facts)) return [];
+  const refused = eventOutcomes(evidence, 'rejected', 'skipped');
+  const handled = eventOutcomes(evidence);
+  if (refused < Math.max(1, minFailed) || 100 * lowerBound(refused, handled) <= maxRejectedPercent) return [];
+  const value = (100 * refused) / handled;
+  const why = `${refused} of ${handled} events were rejected or skipped since the stage was set (${value.toFixed(1)} %, at most ${maxRejectedPercent} %)`;
+  return [{ rule: 'rejected', value, limit: maxRejectedPercent, why }];
 }
 
 function alarms(facts: GuardrailFacts, { maxAlarms }: Limits): Breach[] {
@@ -155,11 +194,12 @@ function alarms(facts: GuardrailFacts, { maxAlarms }: Limits): Breach[] {
 
 const words = {
   unread: { known: 'the oldest unread event is', unknown: 'how old the oldest unread event is' },
+  held: { known: 'an event has been held for', unknown: 'how long events have been held' },
   down: { known: 'nobody has consumed for', unknown: 'whether somebody consumes' },
 };
 
 function lasting(
-  rule: 'unread' | 'down',
+  rule: 'unread' | 'held' | 'down',
   ms: number | undefined,
   limit: number | false,
   { inStageMs }: GuardrailFacts,

@@ -48,15 +48,25 @@ export { webhook } from './alerts.ts';
 export type { Alert, OnAlert, WebhookOptions } from './alerts.ts';
 export { checkSwitchover } from './check-switchover.ts';
 export type { CheckOptions, SwitchoverCheck } from './check-switchover.ts';
-export { duration, judge } from './checks.ts';
-export type { CheckFacts, CheckRules, CheckVerdict, Finding, Judgement } from './checks.ts';
+export { judge } from './checks.ts';
+export type { CheckFacts, Judgement } from './checks.ts';
+export type { CheckRules } from './check-rules.ts';
+export { duration } from './findings.ts';
+export type { CheckVerdict, Finding } from './findings.ts';
 export { consumerEvidence } from './evidence.ts';
-export type { ConsumerEvidence, EndpointSeen, EvidenceQuestion, HeldEvidence, UnknownCaller } from './evidence.ts';
+export type {
+  ConsumerEvidence,
+  EndpointSeen,
+  EvidenceQuestion,
+  EvidenceScope,
+  HeldEvidence,
+  UnknownCaller,
+} from './evidence.ts';
 export { explainEvent, explanationText } from './explain.ts';
 export type { AtConsumer, ExplainedEvent, ExplainedRoute, Explanation } from './explain.ts';
-export { askForEvidence, switchoverState, switchoverStates, unreadMs } from './facts.ts';
+export { askForEvidence, scopeOf, switchoverState, switchoverStates, unreadMs } from './facts.ts';
 export type { ConsumerView, SwitchoverState } from './facts.ts';
-export { breached } from './guardrails.ts';
+export { breached, guardrailWindowMs } from './guardrails.ts';
 export type { Breach, GuardrailFacts, GuardrailRules, GuardrailVerdict } from './guardrails.ts';
 export { guardrails } from './watch-switchovers.ts';
 export type { GuardrailOptions, Guardrails } from './watch-switchovers.ts';

@@ -4,7 +4,7 @@ import type { ErrorCode } from '../errors/index.ts';
 import type { Ordering } from '../event/index.ts';
 import { sleep } from '../lifecycle/index.ts';
 import type { SwitchoverDefinition } from './define-switchover.ts';
-import type { CheckVerdict, Finding } from './checks.ts';
+import type { CheckVerdict, Finding } from './findings.ts';
 import type { ConsumedSequence } from './evidence.ts';
 import type { Stage } from './stage.ts';
 

@@ -11,7 +11,7 @@ import { retryDelayMs, service, silentLogger, sleep } from '../lifecycle/index.t
 import type { Logger, RetryPolicy, Service } from '../lifecycle/index.ts';
 import type { Alert, OnAlert } from './alerts.ts';
 import type { SwitchoverDefinition } from './define-switchover.ts';
-import { askForEvidence, switchoverStates, unreadMs } from './facts.ts';
+import { askForEvidence, scopeOf, switchoverStates, unreadMs } from './facts.ts';
 import type { ConsumerView, SwitchoverState } from './facts.ts';
 import { breached, guardrailAction, guardrailWindowMs } from './guardrails.ts';
 import type { GuardrailFacts, GuardrailRules, GuardrailVerdict } from './guardrails.ts';
@@ -172,13 +172,14 @@ async function watch<Tx>(
 
 async function read<Tx>(
   { source, database, view, evidenceTimeoutMs }: GuardrailOptions<Tx>,
-  { consumer, topic, inStageMs }: SwitchoverState,
+  state: SwitchoverState,
   rules: GuardrailRules,
   memory: Memory,
 ): Promise<GuardrailFacts> {
+  const { consumer, topic, inStageMs } = state;
   const asked = view(consumer);
   const [{ evidence }, running] = await Promise.all([
-    askForEvidence(asked, { withinMs: guardrailWindowMs(inStageMs, rules) }, evidenceTimeoutMs),
+    askForEvidence(asked, { ...scopeOf(state), withinMs: guardrailWindowMs(inStageMs, rules) }, evidenceTimeoutMs),
     asked.broker?.running(consumer).catch(() => undefined),
   ]);
   memory.failedReadings = evidence === undefined ? memory.failedReadings + 1 : 0;
@@ -187,7 +188,10 @@ async function read<Tx>(
   return {
     inStageMs,
     evidence,
-    unreadMs: evidence === undefined ? undefined : await unreadMs(database, source, topic, evidence.consumed),
+    unreadMs:
+      evidence === undefined
+        ? undefined
+        : await unreadMs(database, source, topic, evidence.consumed, { withinMs: inStageMs }),
     downMs:
       running === undefined ? undefined : memory.downSince === undefined ? 0 : performance.now() - memory.downSince,
     failedReadings: memory.failedReadings,

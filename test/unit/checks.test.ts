@@ -1,8 +1,11 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { lowerBound, upperBound } from '../../src/switchover/bounds.ts';
-import { defaultCheckRules, judge } from '../../src/switchover/checks.ts';
-import type { CheckFacts, CheckRules, CheckVerdict } from '../../src/switchover/checks.ts';
+import { defaultCheckRules } from '../../src/switchover/check-rules.ts';
+import type { CheckRules } from '../../src/switchover/check-rules.ts';
+import { judge } from '../../src/switchover/checks.ts';
+import type { CheckFacts } from '../../src/switchover/checks.ts';
+import type { CheckVerdict } from '../../src/switchover/findings.ts';
 import { evidence, facts, shadow } from './fixtures/check-facts.ts';
 
 const rank: Record<CheckVerdict, number> = { 'not-ready': 0, inconclusive: 1, ready: 2 };

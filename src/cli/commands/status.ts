@@ -7,17 +7,20 @@ import {
   askForEvidence,
   breached,
   duration,
+  guardrailWindowMs,
   latestCheck,
+  scopeOf,
   switchoverStates,
   switchoverStatus,
   unreadMs,
 } from '../../switchover/index.ts';
-import type { ConsumerEvidence, SwitchoverState, SwitchoverStatus } from '../../switchover/index.ts';
+import type { ConsumerEvidence, SwitchoverState } from '../../switchover/index.ts';
 import { consumersOf, consumerView } from '../consumer-view.ts';
 import { guaranteeOf } from '../guarantee.ts';
 import { need } from '../validate-config.ts';
 import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
+import { stageText } from '../output.ts';
 import type { Report } from '../output.ts';
 
 export function addStatusCommands(program: Command, tools: CommandTools): void {
@@ -87,10 +90,6 @@ async function producerPart(loaded: TurnoutConfig): Promise<Report> {
   return { data: { source, relay, switchovers: described }, text };
 }
 
-function stageText({ stage, percent }: Pick<SwitchoverStatus, 'stage' | 'percent'>): string {
-  return stage === 'ramp' ? `ramp ${percent} %` : stage;
-}
-
 function isProxied({ proxies = [] }: TurnoutConfig, name: string): boolean {
   return proxies.some(({ routes }) => routes.some(({ switchover }) => switchover?.name === name));
 }
@@ -120,13 +119,15 @@ interface Look {
 }
 
 /** What the guardrails of a process with this configuration would see now. */
-async function look(
-  loaded: TurnoutConfig,
-  { name, consumer, stage, topic, inStageMs }: SwitchoverState,
-): Promise<Look> {
+async function look(loaded: TurnoutConfig, state: SwitchoverState): Promise<Look> {
+  const { name, consumer, stage, topic, inStageMs } = state;
   const { source, database } = need(loaded, 'status', 'source', 'database');
   const rules = loaded.switchovers?.find((each) => each.name === name)?.guardrails ?? {};
-  const { evidence, error } = await askForEvidence(consumerView(loaded, consumer), { withinMs: inStageMs }, 5_000);
+  const view = consumerView(loaded, consumer);
+  const [{ evidence, error }, running] = await Promise.all([
+    askForEvidence(view, { ...scopeOf(state), withinMs: guardrailWindowMs(inStageMs, rules) }, 5_000),
+    view.broker?.running(consumer).catch(() => undefined),
+  ]);
   const wrappedSeen = evidence?.endpoints.some(({ keyedAt }) => keyedAt !== undefined);
   if (loaded.switchovers?.some((each) => each.name === name) !== true)
     return { wrappedSeen, guardrails: { state: 'off', text: 'not of this configuration' } };
@@ -145,13 +146,18 @@ async function look(
     {
       inStageMs,
       evidence,
-      unreadMs: await unreadMs(database, source, topic, evidence.consumed),
-      downMs: 0,
+      unreadMs: await unreadMs(database, source, topic, evidence.consumed, { withinMs: inStageMs }),
+      // For how long, only who watches knows.
+      downMs: running === undefined ? undefined : 0,
       failedReadings: 0,
     },
     rules,
   );
-  const why = [...verdict.breaches.map((each) => each.why), ...verdict.unknown].join('; ');
+  const why = [
+    ...verdict.breaches.map((each) => each.why),
+    ...(running === false ? ['nobody consumes now'] : []),
+    ...verdict.unknown,
+  ].join('; ');
   return {
     wrappedSeen,
     guardrails: { state: 'seeing', text: `seeing, ${verdict.verdict}${why === '' ? '' : `: ${why}`}` },

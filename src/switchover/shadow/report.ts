@@ -139,6 +139,7 @@ with arrived as not materialized (
          coalesce($2::timestamptz, release, '-infinity') as start,
          case when $2::timestamptz is not null then 'asked'
               when release is not null and release >= coalesce(stage, release) then 'release'
+              when $6::float8 is not null then 'asked'
               when stage is not null then 'stage' else 'kept' end as why,
          case when $2::timestamptz is null then newest end as newest, release as newest_minute
     from starts
