@@ -1,9 +1,15 @@
 import { create, fromBinary, toBinary } from '@bufbuild/protobuf';
 import { Code, ConnectError } from '@connectrpc/connect';
 import type { Interceptor, UnaryRequest, UnaryResponse } from '@connectrpc/connect';
-import { abandoning } from '../../src/database/index.ts';
-import { TurnoutError } from '../../src/errors/index.ts';
-import { grpcCodeOfStatus, hasCallHeaders, statusOfGrpcCode } from '../../src/switchover/index.ts';
+import {
+  bounded,
+  grpcCodeOfStatus,
+  hasCallHeaders,
+  inTime,
+  isDefinitiveCode,
+  refusalText,
+  statusOfGrpcCode,
+} from '../../src/switchover/index.ts';
 import type { Endpoint, GateAnswer, HandlerAnswer } from '../../src/switchover/index.ts';
 import { describeError, kindOfError, rebuildError } from './kept-error.ts';
 
@@ -40,14 +46,8 @@ export function switchedOver(endpoint: Endpoint<UnaryRequest>): Interceptor {
       },
       async () => {
         // A unary request has a unary response.
-        given = await answerOf(endpoint, next(request) as Promise<UnaryResponse>);
-        const described = describe(given);
-        if (described.body.length > endpoint.maxAnswerBytes)
-          throw new TurnoutError(
-            'TURNOUT_ANSWER_TOO_LARGE',
-            `The answer has more than ${endpoint.maxAnswerBytes} bytes.`,
-          );
-        return described;
+        given = await inTime(endpoint, () => answerOf(next(request) as Promise<UnaryResponse>));
+        return bounded(describe(given), endpoint);
       },
     );
     return answer.kind === 'pass' ? next(request) : responseTo(answer, request, given);
@@ -60,26 +60,11 @@ type Given =
   | { readonly error: ConnectError; readonly thrown: unknown };
 
 /** Waits for the implementation; what it throws is an answer, with code UNKNOWN unless it is a ConnectError. */
-async function answerOf(
-  { consumer, handlerTimeoutMs }: Pick<Endpoint, 'consumer' | 'handlerTimeoutMs'>,
-  running: Promise<UnaryResponse>,
-): Promise<Given> {
-  let timer: NodeJS.Timeout | undefined;
-  const tooLate = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
-      const what = `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`;
-      reject(abandoning(new TurnoutError('TURNOUT_HANDLER_FAILED', what)));
-    }, handlerTimeoutMs);
-  });
-  const given = running.then(
+function answerOf(running: Promise<UnaryResponse>): Promise<Given> {
+  return running.then(
     (response): Given => ({ response }),
     (thrown: unknown): Given => ({ error: ConnectError.from(thrown), thrown }),
   );
-  try {
-    return await Promise.race([given, tooLate]);
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 /** How it is kept: a message as its bytes, an error as JSON, and what the implementation sent with either. */
@@ -93,9 +78,14 @@ function describe(given: Given): HandlerAnswer {
         'grpc-status': String(given.error.code),
       },
       body: describeError(given.error),
+      definitive: isDefinitiveCode(given.error.code),
     };
   const { method, message, header, trailer } = given.response;
-  const trailers = [...trailer].map(([name, value]) => [`${trailerPrefix}${name}`, value]);
+  // The gate's own words are looked for by their names, wherever they stand.
+  const trailers = [...trailer].map(([name, value]) => [
+    name.startsWith('turnout-') ? name : `${trailerPrefix}${name}`,
+    value,
+  ]);
   return {
     status: 200,
     // Its content type is that of the protocol in which the first call came; the next may come in another.
@@ -115,10 +105,13 @@ function responseTo(
 ): UnaryResponse {
   if (answer.kind === 'handler') {
     if (given !== undefined && 'response' in given) {
-      for (const [name, value] of Object.entries(answer.headers)) given.response.header.set(name, value);
+      const { header, trailer } = given.response;
+      for (const name of answer.withheld) for (const some of [header, trailer]) some.delete(name);
+      for (const [name, value] of Object.entries(answer.headers)) header.set(name, value);
       return given.response;
     }
     const { error, thrown } = given!;
+    for (const name of answer.withheld) error.metadata.delete(name);
     for (const [name, value] of Object.entries(answer.headers)) error.metadata.set(name, value);
     throw thrown;
   }
@@ -133,7 +126,7 @@ function responseTo(
     header.set('content-type', request.header.get('content-type') ?? 'application/proto');
     return { stream: false, service, method, message, header, trailer };
   }
-  throw new ConnectError(messageOf(answer.body), grpcCodeOfStatus(answer.status), header);
+  throw new ConnectError(refusalText(answer.body), grpcCodeOfStatus(answer.status), header);
 }
 
 function headersOf(all: Readonly<Record<string, string | readonly string[]>>): [header: Headers, trailer: Headers] {
@@ -144,14 +137,4 @@ function headersOf(all: Readonly<Record<string, string | readonly string[]>>): [
       (isTrailer ? trailer : header).append(isTrailer ? name.slice(trailerPrefix.length) : name, each);
   }
   return [header, trailer];
-}
-
-/** What the gate says in its own refusals. */
-function messageOf(body: Buffer): string {
-  try {
-    const { error } = JSON.parse(body.toString()) as { error?: { message?: string } };
-    return error?.message ?? '';
-  } catch {
-    return '';
-  }
 }

@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Request } from 'express';
 import type { Endpoint, HandlerAnswer } from '../../src/switchover/index.ts';
-import { bodyOf, throughGate } from '../../src/switchover/index.ts';
+import { requestBody, throughGate } from '../../src/switchover/index.ts';
 
 /** Typed by Node's own types, as `express.json()` is: it fits Express 5 and 4, and leaves the types of a route's parameters alone. */
 export type ExpressMiddleware = (
@@ -29,7 +29,7 @@ export function switchedOver(endpoint: Endpoint<Request>): ExpressMiddleware {
       request,
       response,
       route: routeOf(request),
-      body: () => bodyOf(request, endpoint.maxAnswerBytes),
+      body: () => requestBody(request, endpoint.maxRequestBytes),
       proceed: () => next(),
       // Nobody handled it: then the 404 refuses nothing.
       handled: (answer) => request.route !== undefined && !isExpressOwn404(request, answer),

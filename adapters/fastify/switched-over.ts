@@ -1,6 +1,6 @@
 import { Stream } from 'node:stream';
 import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify';
-import { bodyOf, throughGate } from '../../src/switchover/index.ts';
+import { requestBody, throughGate } from '../../src/switchover/index.ts';
 import type { Endpoint } from '../../src/switchover/index.ts';
 
 /**
@@ -32,7 +32,7 @@ export function switchedOver(
       body: async () => {
         const { body } = request;
         // Nobody has parsed it, or the handler is to read it as a stream.
-        if (body === undefined || body instanceof Stream) return bodyOf(request.raw, endpoint.maxAnswerBytes);
+        if (body === undefined || body instanceof Stream) return requestBody(request.raw, endpoint.maxRequestBytes);
         return body;
       },
       proceed: () => done(),

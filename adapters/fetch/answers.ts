@@ -1,5 +1,6 @@
 // Between the Response of a handler and the answer that a gate holds back.
-import { brokenOff, tooLarge, tooSlow } from '../../src/switchover/index.ts';
+import { isTurnoutError } from '../../src/errors/index.ts';
+import { brokenOff, inTime, tooLarge } from '../../src/switchover/index.ts';
 import type { Endpoint, GateAnswer, HandlerAnswer } from '../../src/switchover/index.ts';
 
 /** The complete answer of a handler; rejects when it takes too long, is too large or breaks off. */
@@ -7,43 +8,32 @@ export async function answerOf(
   endpoint: Endpoint<Request>,
   handler: () => Response | Promise<Response>,
 ): Promise<HandlerAnswer> {
-  let late = false;
-  let timer: NodeJS.Timeout | undefined;
-  const deadline = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => {
-      late = true;
-      reject(tooSlow(endpoint));
-    }, endpoint.handlerTimeoutMs);
-  });
-  const complete = async (): Promise<HandlerAnswer> => {
+  const { maxAnswerBytes } = endpoint;
+  return inTime(endpoint, async (signal) => {
     const response = await handler();
-    const body = await bytesOf(response.body, endpoint.maxAnswerBytes, () => late).catch((error: unknown) => {
-      throw error instanceof TooLong ? tooLarge(endpoint.maxAnswerBytes) : brokenOff(error);
-    });
+    const body = await bytesOf(response.body, maxAnswerBytes, () => tooLarge(maxAnswerBytes), signal).catch(
+      (error: unknown) => {
+        throw isTurnoutError(error) ? error : brokenOff(error);
+      },
+    );
     return { status: response.status, headers: headersOf(response), body };
-  };
-  try {
-    return await Promise.race([complete(), deadline]);
-  } finally {
-    clearTimeout(timer);
-  }
+  });
 }
-
-class TooLong extends Error {}
 
 /** Reads a stream to its end, but not beyond `maxBytes`, and not once nobody waits for it: its source is told to stop then. */
 export async function bytesOf(
   stream: ReadableStream<Uint8Array> | null,
   maxBytes: number,
-  isInVain: () => boolean = () => false,
+  tooMany: () => Error,
+  signal?: AbortSignal,
 ): Promise<Buffer> {
   const chunks: Uint8Array[] = [];
   let bytes = 0;
   // Leaving the loop cancels the stream.
   for await (const chunk of stream ?? []) {
     bytes += chunk.length;
-    if (bytes > maxBytes) throw new TooLong(`There are more than ${maxBytes} bytes.`);
-    if (isInVain()) throw new Error('Nobody waits for it any more.');
+    if (bytes > maxBytes) throw tooMany();
+    signal?.throwIfAborted();
     chunks.push(chunk);
   }
   return Buffer.concat(chunks);

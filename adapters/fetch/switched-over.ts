@@ -1,5 +1,5 @@
 import type { Endpoint, GateAnswer, HandlerAnswer } from '../../src/switchover/index.ts';
-import { comparable } from '../../src/switchover/index.ts';
+import { comparable, requestTooLarge } from '../../src/switchover/index.ts';
 import { answerOf, bytesOf, responseOf } from './answers.ts';
 
 /** What middleware of Hono is given, as far as it is used here. */
@@ -44,7 +44,7 @@ export function switchedOver(
   return async (request: Request, ...rest: readonly unknown[]) => {
     const answer = await answered(endpoint, request, {
       // Of a clone: the handler is to find its request unread.
-      body: () => bytesOf(request.clone().body, endpoint.maxAnswerBytes),
+      body: () => readOf(request, endpoint),
       run: () => answerOf(endpoint, () => handler(request, ...rest)),
     });
     return answer.kind === 'pass' ? handler(request, ...rest) : responseOf(answer);
@@ -57,10 +57,7 @@ function honoMiddleware(endpoint: Endpoint<Request>): HonoMiddlewareLike {
     const answer = await answered(endpoint, req.raw, {
       route: `${req.method} ${req.routePath}`,
       // Middleware before this one may have read it: then Hono has it.
-      body: async () =>
-        req.raw.bodyUsed
-          ? Buffer.from(await req.arrayBuffer())
-          : await bytesOf(req.raw.clone().body, endpoint.maxAnswerBytes),
+      body: async () => (req.raw.bodyUsed ? Buffer.from(await req.arrayBuffer()) : await readOf(req.raw, endpoint)),
       async run() {
         const given = await answerOf(endpoint, async () => {
           await next();
@@ -74,6 +71,11 @@ function honoMiddleware(endpoint: Endpoint<Request>): HonoMiddlewareLike {
     context.res = undefined;
     context.res = responseOf(answer);
   };
+}
+
+/** What a request holds, which is left unread. */
+function readOf(request: Request, { maxRequestBytes }: Endpoint<Request>): Promise<Buffer> {
+  return bytesOf(request.clone().body, maxRequestBytes, () => requestTooLarge(maxRequestBytes));
 }
 
 interface Call {

@@ -1,8 +1,14 @@
 import { Metadata, status } from '@grpc/grpc-js';
 import type { handleUnaryCall, MethodDefinition, sendUnaryData, ServerUnaryCall } from '@grpc/grpc-js';
-import { abandoning } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
-import { grpcCodeOfStatus, statusOfGrpcCode } from '../../src/switchover/index.ts';
+import {
+  bounded,
+  grpcCodeOfStatus,
+  inTime,
+  isDefinitiveCode,
+  refusalText,
+  statusOfGrpcCode,
+} from '../../src/switchover/index.ts';
 import type { Endpoint, GateAnswer, HandlerAnswer } from '../../src/switchover/index.ts';
 import { metadataOf, valuesOf } from './metadata.ts';
 
@@ -47,14 +53,8 @@ export function switchedOver<Request, Response>(
       async () => {
         const heldBack = holdMetadata(call);
         try {
-          given = { ...(await answerOf(endpoint, handler, call)), initial: heldBack.sent() };
-          const answer = describe(given, method);
-          if (answer.body.length > endpoint.maxAnswerBytes)
-            throw new TurnoutError(
-              'TURNOUT_ANSWER_TOO_LARGE',
-              `The answer has more than ${endpoint.maxAnswerBytes} bytes.`,
-            );
-          return answer;
+          given = { ...(await inTime(endpoint, () => answerOf(handler, call))), initial: heldBack.sent() };
+          return bounded(describe(given, method), endpoint);
         } finally {
           heldBack.release();
         }
@@ -85,25 +85,11 @@ function holdMetadata(call: AnyCall): { sent(): Metadata | undefined; release():
 
 /** Runs the handler until it has answered, in whichever way. What it throws is a failure. */
 function answerOf<Request, Response>(
-  { consumer, handlerTimeoutMs }: Pick<Endpoint, 'consumer' | 'handlerTimeoutMs'>,
   handler: handleUnaryCall<Request, Response>,
   call: ServerUnaryCall<Request, Response>,
 ): Promise<Omit<Given<Response>, 'initial'>> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(
-      () =>
-        reject(
-          abandoning(
-            new TurnoutError(
-              'TURNOUT_HANDLER_FAILED',
-              `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`,
-            ),
-          ),
-        ),
-      handlerTimeoutMs,
-    );
     const callback: sendUnaryData<Response> = (error, response, trailers, flags) => {
-      clearTimeout(timer);
       resolve({
         error,
         response,
@@ -112,7 +98,6 @@ function answerOf<Request, Response>(
       });
     };
     const failed = (error: unknown): void => {
-      clearTimeout(timer);
       reject(error instanceof Error ? error : new Error(String(error)));
     };
     try {
@@ -127,10 +112,12 @@ function answerOf<Request, Response>(
 
 /** How it is kept: a message as its bytes, a refusal as its code and text, and the trailers of both. */
 function describe<Response>(
-  { error, response, trailers }: Given<Response>,
+  { error, response, trailers, initial }: Given<Response>,
   method: Pick<MethodDefinition<unknown, Response>, 'responseSerialize'>,
 ): HandlerAnswer {
-  const headers = valuesOf(trailers);
+  // What was sent ahead is not kept; but if it speaks as a gate does, the gate has to see it.
+  const ahead = Object.entries(valuesOf(initial ?? new Metadata())).filter(([name]) => name.startsWith('turnout-'));
+  const headers = { ...Object.fromEntries(ahead), ...valuesOf(trailers) };
   if (error === null || error === undefined) {
     const body = method.responseSerialize(response as Response);
     return { status: 200, headers: { ...headers, 'content-type': message }, body };
@@ -140,6 +127,7 @@ function describe<Response>(
     status: statusOfGrpcCode(code),
     headers: { ...headers, 'content-type': refusal, 'grpc-status': String(code) },
     body: Buffer.from(details),
+    definitive: isDefinitiveCode(code),
   };
 }
 
@@ -169,6 +157,7 @@ function send<Request, Response>(
   if (answer.kind === 'pass') return runAsBefore(handler, call, callback);
   if (answer.kind === 'handler') {
     const { error, response, trailers, flags, initial } = given!;
+    for (const name of answer.withheld) for (const metadata of [trailers, initial]) metadata?.remove(name);
     for (const [name, value] of Object.entries(answer.headers)) trailers.set(name, value);
     if (initial !== undefined) call.sendMetadata(initial);
     return callback(error, response, trailers, flags);
@@ -181,7 +170,7 @@ function send<Request, Response>(
     const bytes = kind === message ? answer.body : Buffer.alloc(0);
     return callback(null, method.responseDeserialize(bytes), trailers);
   }
-  callback({ code: grpcCodeOfStatus(answer.status), details: messageOf(answer.body) }, null, trailers);
+  callback({ code: grpcCodeOfStatus(answer.status), details: refusalText(answer.body) }, null, trailers);
 }
 
 /** As grpc-js itself does, which is no longer there to catch what the handler throws. */
@@ -194,15 +183,5 @@ function runAsBefore<Request, Response>(
     handler(call, callback);
   } catch {
     callback({ code: status.UNKNOWN, details: 'Unknown error' }, null);
-  }
-}
-
-/** What the gate says in its own refusals. */
-function messageOf(body: Buffer): string {
-  try {
-    const { error } = JSON.parse(body.toString()) as { error?: { message?: string } };
-    return error?.message ?? '';
-  } catch {
-    return '';
   }
 }

@@ -1,5 +1,5 @@
 import type { JSONRPCRequest, JSONRPCResponse, JSONRPCServer } from 'json-rpc-2.0';
-import { tooLarge, tooSlow } from '../../src/switchover/index.ts';
+import { bounded, inTime } from '../../src/switchover/index.ts';
 import type { Endpoint, GateAnswer, HandlerAnswer } from '../../src/switchover/index.ts';
 
 /** The HTTP request and response that carry a JSON-RPC request, as those of `node:http`, Express and `reply.raw` are. */
@@ -10,9 +10,9 @@ export interface JsonRpcExchange<Incoming> {
 
 export interface JsonRpcOptions {
   /**
-   * Whether an error of this code refuses the effect for good (`rejected`); otherwise the call is made again. Default: -32600 and
-   * -32602, and the application's own codes; not -32601 (the method may come with the next version), not the other codes that
-   * the specification keeps for failures (-32768 to -32000), nor 0, which json-rpc-2.0 gives to whatever a method throws.
+   * Whether an error of this code, an integer, refuses the effect for good (`rejected`); otherwise the call is made again. Default:
+   * -32600 and -32602. Not -32601 (the method may come with the next version); nor the application's own codes, of which nobody but
+   * the application knows which are refusals, and which "busy" or "try again".
    */
   readonly isDefinitive?: (code: number) => boolean;
 }
@@ -75,7 +75,7 @@ export function switchedOver<Incoming extends WithHeaders, Params = void>(
         // Also a notification is asked for its answer: a refused one must not count as applied.
         const asked = { ...(request as JSONRPCRequest), id: idOf(request) ?? null };
         given = await inTime(endpoint, async () => server.receive(asked, params));
-        return answerOf(given, isDefinitive, endpoint.maxAnswerBytes);
+        return bounded(answerOf(given, isDefinitive), endpoint);
       },
     );
     if (answer.kind === 'pass') return server.receive(request, params);
@@ -105,36 +105,18 @@ function idOf(request: JSONRPCRequest | JSONRPCRequest[]): JSONRPCResponse['id']
   return Array.isArray(request) || typeof request !== 'object' || request === null ? null : request.id;
 }
 
-/** Codes of the specification that say "this request will never be right". */
+/** Codes of the specification that say "this request will never be right". What others mean, the endpoint has to say. */
 const definitive = new Set([-32600, -32602]);
-
-function isDefinitiveByDefault(code: number): boolean {
-  return definitive.has(code) || (code !== 0 && !(code >= -32768 && code <= -32000));
-}
-
-async function inTime<T>(endpoint: Endpoint<never>, work: () => Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => reject(tooSlow(endpoint)), endpoint.handlerTimeoutMs);
-  });
-  try {
-    return await Promise.race([work(), late]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
+const isDefinitiveByDefault = (code: number): boolean => definitive.has(code);
 
 /** As the gate keeps it: the result or the error, without the id, which is of one request. */
-function answerOf(
-  response: JSONRPCResponse | null,
-  isDefinitive: (code: number) => boolean,
-  maxBytes: number,
-): HandlerAnswer {
+function answerOf(response: JSONRPCResponse | null, isDefinitive: (code: number) => boolean): HandlerAnswer {
   const { result, error } = response ?? {};
   const body = Buffer.from(JSON.stringify(error === undefined ? { result } : { error }));
-  if (body.length > maxBytes) throw tooLarge(maxBytes);
-  const status = error === undefined ? 200 : isDefinitive(error.code) ? 422 : 500;
-  return { status, headers: {}, body };
+  if (error === undefined) return { status: 200, headers: {}, body };
+  // An error mapper may hand on whatever it finds as the code, such as the "40001" of a database.
+  const definitive = Number.isInteger(error.code) && isDefinitive(error.code);
+  return { status: definitive ? 422 : 500, headers: {}, body, definitive };
 }
 
 /** An answer of before, or the gate's own refusal. */

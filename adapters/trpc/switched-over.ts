@@ -1,8 +1,7 @@
 import { TRPCError } from '@trpc/server';
 import { getHTTPStatusCodeFromError } from '@trpc/server/http';
-import { abandoning } from '../../src/database/index.ts';
 import { TurnoutError } from '../../src/errors/index.ts';
-import { hasCallHeaders } from '../../src/switchover/index.ts';
+import { bounded, hasCallHeaders, inTime } from '../../src/switchover/index.ts';
 import type { Endpoint, GateAnswer, HandlerAnswer } from '../../src/switchover/index.ts';
 import type { CallContext } from './call-context.ts';
 
@@ -53,14 +52,8 @@ export function switchedOver(endpoint: Endpoint<TrpcCall>, { transformer }: Swit
         body: getRawInput,
       },
       async () => {
-        given = await answerOf(endpoint, next() as Promise<Given>);
-        const described = describe(given, codec);
-        if (described.body.length > endpoint.maxAnswerBytes)
-          throw new TurnoutError(
-            'TURNOUT_ANSWER_TOO_LARGE',
-            `The answer has more than ${endpoint.maxAnswerBytes} bytes.`,
-          );
-        return described;
+        given = await inTime(endpoint, () => next() as Promise<Given>);
+        return bounded(describe(given, codec), endpoint);
       },
     );
     if (answer.kind === 'pass') return (await next()) as Result;
@@ -102,24 +95,6 @@ function refuseWhatNobodyCanAnswer({ calls, setHeader }: CallContext, path: stri
   if (calls > 1)
     refuse(`The request calls ${calls} procedures with the headers of one call: send it without batching.`);
   if (setHeader === undefined) refuse(`The transport of ${path} can’t carry Turnout-Outcome back: call it over HTTP.`);
-}
-
-async function answerOf(
-  { consumer, handlerTimeoutMs }: Pick<Endpoint, 'consumer' | 'handlerTimeoutMs'>,
-  running: Promise<Given>,
-): Promise<Given> {
-  let timer: NodeJS.Timeout | undefined;
-  const tooLate = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
-      const what = `The handler of ${consumer} did not answer within ${handlerTimeoutMs} ms.`;
-      reject(abandoning(new TurnoutError('TURNOUT_HANDLER_FAILED', what)));
-    }, handlerTimeoutMs);
-  });
-  try {
-    return await Promise.race([running, tooLate]);
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 const kindOfError = 'application/trpc-error+json';

@@ -122,8 +122,8 @@ module Turnout
   # A Rack middleware before the old endpoint: its handler runs in one transaction with the inbox, on the connection in
   # env['turnout.connection'], with env['turnout.effect'] for replies. Without Turnout's headers all is as ever.
   class Endpoint
-    # About credentials, size, shape or the moment: not the handler's last word.
-    NOT_DEFINITIVE = [401, 403, 405, 407, 408, 413, 415, 421, 425, 429].freeze
+    # Will never be right, whenever it is asked. All other refusals may be of the moment; taken for good they would lose the effect.
+    DEFINITIVE = [400, 404, 410, 422].freeze
     NOT_KEPT = %w[connection content-length date set-cookie transfer-encoding].freeze
 
     # Carries an answer without an outcome out of the transaction, which is rolled back by it.
@@ -170,18 +170,27 @@ module Turnout
 
       connection.exec('savepoint handler')
       effect = JSON.parse(begun['effect'])
-      status, answer_headers, body = answer = @app.call(env.merge('turnout.connection' => connection, 'turnout.effect' => effect))
-      outcome = outcome_of(status) or raise WithoutOutcome, answer
+      status, answer_headers, body = @app.call(env.merge('turnout.connection' => connection, 'turnout.effect' => effect))
+      answer = [status, answer_headers = own_words(answer_headers), body]
+      outcome = outcome_of(status, answer_headers) or raise WithoutOutcome, answer
       connection.exec('rollback to savepoint handler') if outcome == 'rejected'
       connection.exec_params('select turnout.finish_effect($1::jsonb, $2, $3::jsonb, $4)',
                              [begun['effect'], outcome, kept(status, answer_headers, body), "the handler answered #{status}"])
       [status, answer_headers.merge('turnout-outcome' => outcome), body]
     end
 
-    def outcome_of(status)
+    def outcome_of(status, headers)
+      names = headers.transform_keys(&:downcase)
+      # Of another gate's; or of a router that found nobody (x-cascade).
+      return if names.key?('turnout-error') || (status == 404 && names['x-cascade'] == 'pass')
       return 'applied' if status.between?(200, 299)
 
-      'rejected' if status.between?(400, 499) && !NOT_DEFINITIVE.include?(status)
+      'rejected' if DEFINITIVE.include?(status)
+    end
+
+    # A handler that passes on what another gate said must not speak for this one.
+    def own_words(headers)
+      headers.reject { |name, _| name.downcase.start_with?('turnout-') && !name.casecmp?('turnout-error') }
     end
 
     def stored(begun)

@@ -5,7 +5,7 @@
 //   turnout-consumer    email                        turnout-first-outcome  rejected | skipped | dead   with duplicate
 //   turnout-event-id, -type, -source, -topic         turnout-last-number    1.16                        with 425
 //                                                    turnout-error          TURNOUT_…                   when the gate itself refuses
-//   turnout-event-key   percent-encoded, if any
+//   turnout-event-key   percent-encoded, if any      turnout-answer       none         nobody answered: it came as an event
 //   turnout-event-time  2026-11-20T10:00:00.123Z
 //   turnout-key-number  1.17   generation and number, of ordered switchovers
 //   turnout-shadow      1      of calls that were stamped in stage shadow; with them, unless it is too long,

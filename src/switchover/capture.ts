@@ -7,7 +7,8 @@
 //         └ the event can't be published (schema, key) ─▶ roll back, 500: no effect without its event
 //
 // It has the shape of an endpoint's gate, so the wrapper of every adapter takes it, and it may sit on one route with a gate:
-// inside its transaction it is a savepoint, and the event goes out if and when the outer one commits.
+// behind it, it is a savepoint in the gate's transaction, and the event goes out if and when that commits. Its place is there; in front
+// of a gate it sees the answers to repeats too, and publishes nothing for them.
 // The handler runs once. A deadlock or a serialization failure, which `turnout.transaction` answers by running its work again,
 // is answered with 503 here, and nothing was written: the handler has answered already, and what it did elsewhere would be done twice.
 import { TurnoutError, isTurnoutError } from '../errors/index.ts';
@@ -15,7 +16,9 @@ import type { EventDefinition } from '../event/index.ts';
 import { silentLogger } from '../lifecycle/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
 import { mayBeRepeated } from '../outbox/index.ts';
+import { defaultMaxRequestBytes } from './endpoint.ts';
 import type { Endpoint, GateAnswer, GateRequest, HandlerAnswer } from './endpoint.ts';
+import { refusal } from './gate-answer.ts';
 
 /** What of `turnout` a capture uses: what `createTurnout` gives fits. */
 export interface CapturingTurnout<Tx> {
@@ -61,6 +64,8 @@ export interface CaptureOptions<Name extends string, Input, Data, Request> {
   readonly handlerTimeoutMs?: number;
   /** The largest answer that is held back until the commit, in bytes. Default 10 MB; a larger one is rolled back. */
   readonly maxAnswerBytes?: number;
+  /** The largest request that is read before its handler reads it, in bytes. Default 50 MB; a larger one is refused (413). */
+  readonly maxRequestBytes?: number;
   readonly logger?: Logger;
 }
 
@@ -90,12 +95,14 @@ export function createCapture<Tx, Name extends string, Input, Data, Request = un
   return {
     consumer: `the capture of ${event.name}`,
     maxAnswerBytes: options.maxAnswerBytes ?? 10_000_000,
+    maxRequestBytes: options.maxRequestBytes ?? defaultMaxRequestBytes,
     handlerTimeoutMs: options.handlerTimeoutMs ?? 60_000,
     async answer(request, handler) {
       let body: unknown;
       try {
         body = await request.body();
       } catch (error) {
+        if (isTurnoutError(error, 'TURNOUT_REQUEST_TOO_LARGE')) return refusal(413, error.code, error.message);
         return refusal(400, 'TURNOUT_EVENT_DATA_INVALID', `The body can't be read: ${String(error)}`);
       }
       try {
@@ -142,16 +149,16 @@ async function captured<Tx, Name extends string, Input, Data, Request>(
       ran = true;
       const answer = await handler();
       try {
-        if (succeeded(answer)) await publishFor(tx, answer);
+        if (succeeded(answer)) await (isHadNow(answer) ? publishFor(tx, answer) : undefined);
         else if (rollsBack(answer)) throw new TakenBack(answer);
       } catch (error) {
         throw error instanceof TakenBack ? error : new NotAgain('It was rolled back.', { cause: error });
       }
       return answer;
     });
-    return { kind: 'handler', answer: given, headers: {} };
+    return { kind: 'handler', answer: given, headers: {}, withheld: [] };
   } catch (error) {
-    if (error instanceof TakenBack) return { kind: 'handler', answer: error.answer, headers: {} };
+    if (error instanceof TakenBack) return { kind: 'handler', answer: error.answer, headers: {}, withheld: [] };
     throw error instanceof NotAgain ? error.cause : error;
   }
 
@@ -166,6 +173,8 @@ async function captured<Tx, Name extends string, Input, Data, Request>(
 const conflict = Object.assign(new Error('Two transactions were in each other’s way.'), { code: '40001' });
 
 const isSuccess = ({ status }: HandlerAnswer): boolean => status >= 200 && status < 300;
+/** Behind a gate's own answer: false for a repeat, which has had its event, and for what the gate left out. */
+const isHadNow = ({ headers }: HandlerAnswer): boolean => (headers['turnout-outcome'] ?? 'applied') === 'applied';
 const isServerError = ({ status }: HandlerAnswer): boolean => status >= 500;
 
 function failed(error: unknown, event: string, logger: Logger): GateAnswer {
@@ -185,15 +194,6 @@ function failed(error: unknown, event: string, logger: Logger): GateAnswer {
 
 function codeOf(error: unknown): string {
   return isTurnoutError(error) ? error.code : 'TURNOUT_HANDLER_FAILED';
-}
-
-function refusal(status: number, code: string, message: string, headers: Record<string, string> = {}): GateAnswer {
-  return {
-    kind: 'gate',
-    status,
-    headers: { 'content-type': 'application/json', 'turnout-error': code, ...headers },
-    body: Buffer.from(JSON.stringify({ error: { code, message } })),
-  };
 }
 
 function invalid(path: string, what: string): TurnoutError {

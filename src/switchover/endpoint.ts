@@ -4,10 +4,11 @@
 //   not authenticated      → 401, malformed → 400: no outcome, so the call stays owed
 //   Turnout headers        → one transaction: apply() around the old handler, whose answer is held back until the commit
 //       2xx                → applied      kept with the answer, and given again to a repeat
-//       4xx                → rejected     what it wrote is rolled back; the key number is consumed
-//       5xx, throw, …      → rolled back, no outcome: the call will be made again
+//       400, 404, 410, 422 → rejected     what it wrote is rolled back; the key number is consumed
+//       all else, a throw  → rolled back, no outcome: the call will be made again
 //       running / early    → looks again for 250 ms, holding no lock and no transaction; then 409 / 425
 //       another body       → 422
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { createHash } from 'node:crypto';
 import type { Database } from '../database/index.ts';
 import { isTurnoutError, TurnoutError } from '../errors/index.ts';
@@ -23,7 +24,8 @@ import { hasCallHeaders, readCallHeaders } from './call-headers.ts';
 import type { CalledEffect } from './call-headers.ts';
 import { endpointShadow } from './shadow/index.ts';
 import type { Comparison, ShadowedCall } from './shadow/index.ts';
-import { answerTo, isDefinitiveByDefault, outcomeOf, refusal } from './gate-answer.ts';
+import { pauseBeforeNextLook } from './early-wait.ts';
+import { answerTo, handlerAnswer, outcomeOf, refusal } from './gate-answer.ts';
 import type { GateAnswer, HandlerAnswer } from './gate-answer.ts';
 
 export type { GateAnswer, HandlerAnswer } from './gate-answer.ts';
@@ -52,12 +54,14 @@ export interface EndpointOptions<Tx, Request> {
   readonly handlerTimeoutMs?: number;
   /** The largest answer that is held back, in bytes. Default 10 MB; a larger one is rolled back. */
   readonly maxAnswerBytes?: number;
+  /** The largest request that is read before its handler reads it, to tell it from others, in bytes. Default 50 MB; a larger one is refused (413). */
+  readonly maxRequestBytes?: number;
   /** The largest answer body that is kept for repeats, in bytes. Default 64 kB; a repeat of a larger one has no body. */
   readonly maxKeptBytes?: number;
   /**
-   * Whether a 4xx of the handler refuses the effect for good (`rejected`); otherwise the call is made again. Default: all but
-   * those that middleware gives about credentials, size, shape or the moment (401, 403, 405, 407, 408, 413, 415, 421, 425, 429).
-   * For a handler that refuses with one of these, or answers another that it may take back.
+   * Whether a 4xx of the handler refuses the effect for good (`rejected`); otherwise the call is made again. Default: 400, 404, 410
+   * and 422, and of gRPC the codes that are in docs/endpoints.md. For a handler that means it when it says 409, or that may take
+   * back its 404.
    */
   readonly isDefinitive?: (status: number) => boolean;
   /** In stage shadow: what the old handler does is compared with what the handlers of this consumer would do. Never with the answer at stake. */
@@ -89,6 +93,7 @@ export interface GateRequest<Request> {
 export interface Endpoint<Request = unknown> {
   readonly consumer: string;
   readonly maxAnswerBytes: number;
+  readonly maxRequestBytes: number;
   readonly handlerTimeoutMs: number;
   /** Decides about a request; `handler` runs the old handler inside the transaction. Never rejects. */
   answer(request: GateRequest<Request>, handler: () => Promise<HandlerAnswer>): Promise<GateAnswer>;
@@ -123,6 +128,12 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
       return refusal(401, 'TURNOUT_UNAUTHENTICATED', 'Turnout headers of an unknown caller.');
     }
     recorder?.note({ ...placeOf(request), keyed: true });
+    if (around.getStore()?.open === true)
+      return refusal(
+        500,
+        'TURNOUT_GATE_NESTED',
+        `The gate of ${consumer} stands behind another one, in its transaction.`,
+      );
     let arrival: Arrival;
     let shadow: ShadowedCall<Tx> | undefined;
     try {
@@ -131,6 +142,7 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
       arrival = { ...called, path: 'rpc', requestHash: hashOf(await request.body()) };
     } catch (error) {
       if (isTurnoutError(error, 'TURNOUT_EFFECT_KEY_REUSED')) return refusal(422, error.code, error.message);
+      if (isTurnoutError(error, 'TURNOUT_REQUEST_TOO_LARGE')) return refusal(413, error.code, error.message);
       if (isTurnoutError(error)) return refusal(400, error.code, error.message);
       return refusal(400, 'TURNOUT_CALL_HEADERS_MALFORMED', `The body can't be read: ${String(error)}`);
     }
@@ -150,14 +162,22 @@ export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<T
   return {
     consumer,
     maxAnswerBytes: options.maxAnswerBytes ?? 10_000_000,
+    maxRequestBytes: options.maxRequestBytes ?? defaultMaxRequestBytes,
     handlerTimeoutMs: options.handlerTimeoutMs ?? defaultHandlerTimeoutMs,
     answer,
   };
 }
 
 const defaultHandlerTimeoutMs = 60_000;
+export const defaultMaxRequestBytes = 50_000_000;
 /** How much longer than its handler may take a transaction may stand idle, before the server ends it: its process was paused, or cut off. */
 const idleLongerMs = 5_000;
+
+/**
+ * The gate whose transaction the current code runs in. A second one in it would give its outcome before the first commits, and
+ * wait for its own row if it is the same: two on one route, or one mounted twice.
+ */
+const around = new AsyncLocalStorage<{ open: boolean }>();
 
 /** Carries an answer without an outcome out of the transaction, which is rolled back by it. */
 class WithoutOutcome extends Error {
@@ -179,20 +199,21 @@ async function throughGate<Tx, Request>(
   shadow: ShadowedCall<Tx> | undefined,
 ): Promise<GateAnswer> {
   const { database, retentionMs = defaultRetentionMs, earlyWaitMs = 250, maxKeptBytes = 65_536 } = options;
-  const { isDefinitive = isDefinitiveByDefault } = options;
   const idleMs = (options.handlerTimeoutMs ?? defaultHandlerTimeoutMs) + idleLongerMs;
   // What is older than the inbox gets no row there, unless it is the next one of its key.
   if (arrival.turn !== undefined || Date.now() - arrival.occurredAt.getTime() < retentionMs)
     await ensureInboxPartition(database, arrival.occurredAt);
 
+  const here = { open: false };
   let given: HandlerAnswer | undefined;
   const effect = async (): Promise<Effect> => {
     let outcome: Effect | undefined;
     try {
       // A transaction in the transaction: a savepoint that also tells what was published inside how it ended.
       await database.transaction(async (tx) => {
-        given = await (shadow === undefined ? handler() : shadow.run(tx, handler));
-        outcome = outcomeOf(given, isDefinitive, maxKeptBytes);
+        here.open = true;
+        given = await around.run(here, () => (shadow === undefined ? handler() : shadow.run(tx, handler)));
+        outcome = outcomeOf(given, options.isDefinitive, maxKeptBytes);
         if (outcome === undefined) throw new WithoutOutcome(given);
         if (outcome.outcome !== 'applied') throw new Refused();
       });
@@ -203,7 +224,8 @@ async function throughGate<Tx, Request>(
   };
 
   const deadline = performance.now() + earlyWaitMs;
-  for (let pauseMs = 10; ; pauseMs *= 2) {
+  for (let look = 0; ; look++) {
+    const isLast = performance.now() >= deadline;
     let verdict: Verdict;
     try {
       verdict = await database.transaction((tx) =>
@@ -211,12 +233,13 @@ async function throughGate<Tx, Request>(
       );
     } catch (error) {
       shadow?.ended(error instanceof WithoutOutcome ? 'no outcome' : 'lost');
-      if (error instanceof WithoutOutcome) return { kind: 'handler', answer: error.answer, headers: {} };
+      if (error instanceof WithoutOutcome) return handlerAnswer(error.answer);
       throw error;
+    } finally {
+      here.open = false;
     }
-    const waits = verdict.kind === 'early' || verdict.kind === 'running';
-    if (waits && performance.now() + pauseMs < deadline) {
-      await sleep(pauseMs);
+    if (!isLast && (verdict.kind === 'early' || verdict.kind === 'running')) {
+      await sleep(pauseBeforeNextLook(look, deadline - performance.now(), Math.random()));
       continue;
     }
     if (verdict.kind === 'done' && !verdict.repeated) {
@@ -234,7 +257,9 @@ function drainLater<Tx, Request>(
   logger: Logger,
 ): void {
   if (drain === undefined || turn === undefined) return;
-  drain({ consumer, source, topic, key: key! }).catch((error: unknown) => {
+  // Called in there, so that one that throws at once doesn't make a failure of what is committed.
+  const drained = (async () => drain({ consumer, source, topic, key: key! }))();
+  drained.catch((error: unknown) => {
     logger.warn('Held events of a key could not be applied; the consumer’s process will.', { consumer, key, error });
   });
 }

@@ -1,7 +1,7 @@
 // gRPC's status codes and the HTTP statuses that the gate thinks in. The table is the one of google.rpc.Code, but where that
 // would say more than the code does:
 //
-//   CANCELLED, ABORTED      503   of the moment; 499 and 409 would be taken for refusals
+//   CANCELLED, ABORTED      503   of the moment; an `isDefinitive` might take 499 and 409 for refusals
 //   FAILED_PRECONDITION     412   not 400, so that it can be told from INVALID_ARGUMENT
 //   OUT_OF_RANGE            416   the same
 //
@@ -45,6 +45,14 @@ const refusalOfCode = new Map(Object.entries(codeOfRefusal).map(([status, code])
 export function statusOfGrpcCode(code: number, byGate = false): number {
   return (byGate ? refusalOfCode.get(code) : undefined) ?? statusOfCode[code] ?? 500;
 }
+
+/**
+ * The codes that refuse for good: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, OUT_OF_RANGE. Unlike HTTP's statuses these are
+ * never of anything in front: gRPC's libraries don't give them themselves (grpc/doc/statuscodes.md), and a lock that was lost is ABORTED.
+ */
+const definitive: ReadonlySet<number> = new Set([3, 5, 6, 9, 11]);
+
+export const isDefinitiveCode = (code: number): boolean => definitive.has(code);
 
 /** The gRPC code with which the gate itself refuses, or with which a refusal is told that no handler gave. */
 export function grpcCodeOfStatus(status: number): number {

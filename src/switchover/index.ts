@@ -40,7 +40,7 @@ export type {
   SwitchoverStart,
   SwitchoverStatus,
 } from './stage-store.ts';
-export { definitiveCodes, grpcCodeOfStatus, statusOfGrpcCode } from './grpc-codes.ts';
+export { definitiveCodes, grpcCodeOfStatus, isDefinitiveCode, statusOfGrpcCode } from './grpc-codes.ts';
 export { endpointsOnce, requireBridged, requireEndpoints } from './require-endpoints.ts';
 export { rpcSweeper } from './sweeper.ts';
 export type { RpcSweeper, RpcSweeperCounters, RpcSweeperOptions } from './sweeper.ts';
@@ -82,5 +82,7 @@ export type { KeptReply, KnownReply } from './replies/reply-store.ts';
 export { replyTo } from './replies/reply-to.ts';
 export { replyWaiter } from './replies/reply-waiter.ts';
 export type { ReplyWaiter } from './replies/reply-waiter.ts';
-export { bodyOf, brokenOff, comparable, throughGate, tooLarge, tooSlow } from './http/index.ts';
+export { bounded, brokenOff, inTime, requestTooLarge, tooLarge } from './given-up.ts';
+export { refusalText } from './gate-answer.ts';
+export { comparable, mute, requestBody, throughGate } from './http/index.ts';
 export type { HttpExchange } from './http/index.ts';

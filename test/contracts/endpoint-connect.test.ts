@@ -18,9 +18,9 @@ async function old(does: OldHandler, request: object, header: Headers): Promise<
       for (const [key, value] of Object.entries(deed.headers ?? {})) header.set(key, value);
       return deed.body as Record<string, unknown>;
     case 'refuse':
-      throw new ConnectError(deed.message, Code.InvalidArgument);
+      throw new ConnectError(deed.message, Code.InvalidArgument, deed.headers);
     case 'fail':
-      throw new ConnectError(deed.message, Code.Internal);
+      throw new ConnectError(deed.message, Code.Internal, deed.headers);
     case 'twice':
     case 'status':
     case 'stream':
@@ -39,10 +39,18 @@ const likeInHttp: Partial<Record<Code, number>> = {
 
 const driver = (protocol: 'Connect' | 'gRPC-Web', useBinaryFormat: boolean): EndpointDriver<UnaryRequest> => ({
   name: `Connect, called over ${protocol}, ${useBinaryFormat ? 'binary' : 'JSON'}`,
-  features: { statuses: false, streaming: false, answersTwice: false, breaks: false, passesOn: false },
+  features: {
+    statuses: false,
+    streaming: false,
+    answersTwice: false,
+    breaks: false,
+    passesOn: false,
+    answerHeaders: true,
+    nests: true,
+  },
   authorization: (request) => request.header.get('authorization') ?? undefined,
-  async start({ endpoint, handler }) {
-    const interceptors = endpoint === undefined ? [] : [switchedOver(endpoint)];
+  async start({ endpoint, gates = 1, handler }) {
+    const interceptors = endpoint === undefined ? [] : Array.from({ length: gates }, () => switchedOver(endpoint));
     const server = createServer(
       connectNodeAdapter({
         routes: (router) =>

@@ -24,9 +24,15 @@ function oldHandler(does: OldHandler, rejects: boolean): RequestHandler {
       case 'answer':
         return void response.set(deed.headers ?? {}).json(deed.body);
       case 'refuse':
-        return void response.status(422).json({ error: deed.message });
+        return void response
+          .status(422)
+          .set(deed.headers ?? {})
+          .json({ error: deed.message });
       case 'fail':
-        return void response.status(500).json({ error: deed.message });
+        return void response
+          .status(500)
+          .set(deed.headers ?? {})
+          .json({ error: deed.message });
       case 'status':
         return void response.status(deed.status).set('location', '/').send(deed.text);
       case 'stream':
@@ -61,11 +67,20 @@ function driver(version: 4 | 5, parser: 'before' | 'after'): EndpointDriver<Requ
   const express = version === 5 ? express5 : version4;
   return {
     name: `Express ${version}, body parser ${parser} the gate`,
-    features: { statuses: true, streaming: true, answersTwice: true, breaks: true, passesOn: true, rawBodies: true },
+    features: {
+      statuses: true,
+      streaming: true,
+      answersTwice: true,
+      breaks: true,
+      passesOn: true,
+      rawBodies: true,
+      answerHeaders: true,
+      nests: true,
+    },
     authorization: (request) => request.headers.authorization,
-    start({ endpoint, handler }) {
+    start({ endpoint, gates = 1, handler }) {
       const app = express();
-      const gate = endpoint === undefined ? [] : [switchedOver(endpoint)];
+      const gate = endpoint === undefined ? [] : Array.from({ length: gates }, () => switchedOver(endpoint));
       const json = express.json();
       app.post(path, ...(parser === 'before' ? [json, ...gate] : [...gate, json]), oldHandler(handler, version === 5));
       // Every app has one; that of Express prints to the log.

@@ -13,9 +13,15 @@ function act(deed: Deed, reply: FastifyReply): unknown {
     case 'answer':
       return reply.headers(deed.headers ?? {}).send(deed.body);
     case 'refuse':
-      return reply.code(422).send({ error: deed.message });
+      return reply
+        .code(422)
+        .headers(deed.headers ?? {})
+        .send({ error: deed.message });
     case 'fail':
-      return reply.code(500).send({ error: deed.message });
+      return reply
+        .code(500)
+        .headers(deed.headers ?? {})
+        .send({ error: deed.message });
     case 'status':
       return reply.code(deed.status).header('location', '/').type('text/plain').send(deed.text);
     case 'stream':
@@ -37,19 +43,28 @@ function act(deed: Deed, reply: FastifyReply): unknown {
   }
 }
 
-const features = { statuses: true, streaming: true, answersTwice: true, breaks: true, passesOn: true, rawBodies: true };
+const features = {
+  statuses: true,
+  streaming: true,
+  answersTwice: true,
+  breaks: true,
+  passesOn: true,
+  rawBodies: true,
+  answerHeaders: true,
+  nests: true,
+};
 
 const ofOneRoute: EndpointDriver<FastifyRequest> = {
   name: 'Fastify 5, preHandler of a route',
   features,
   authorization: (request) => request.headers.authorization,
-  async start({ endpoint, handler }) {
+  async start({ endpoint, gates = 1, handler }) {
     const app = fastify({ forceCloseConnections: true });
     // The handler reads a stream.
     app.addContentTypeParser('application/octet-stream', (_request, payload, done) => done(null, payload));
     app.post(
       path,
-      endpoint === undefined ? {} : { preHandler: switchedOver(endpoint) },
+      endpoint === undefined ? {} : { preHandler: Array.from({ length: gates }, () => switchedOver(endpoint)) },
       async (request, reply) =>
         await act(await handler(request.body instanceof Readable ? await json(request.body) : request.body), reply),
     );
@@ -62,12 +77,13 @@ const ofAnApp: EndpointDriver<FastifyRequest> = {
   name: 'Fastify 5, preValidation of an app',
   features,
   authorization: (request) => request.headers.authorization,
-  async start({ endpoint, handler }) {
+  async start({ endpoint, gates = 1, handler }) {
     const app = fastify({ forceCloseConnections: true });
     app.addContentTypeParser('application/octet-stream', { parseAs: 'buffer' }, (_request, body, done) =>
       done(null, body),
     );
-    if (endpoint !== undefined) app.addHook('preValidation', switchedOver(endpoint));
+    if (endpoint !== undefined)
+      for (let gate = 0; gate < gates; gate++) app.addHook('preValidation', switchedOver(endpoint));
     app.addHook('preHandler', async () => new Promise((resolve) => setImmediate(resolve)));
     app.addHook('onSend', (_request, reply, payload, done) => {
       void reply.header('x-sent', 'yes');

@@ -10,9 +10,9 @@ function responseTo(deed: Deed): Response {
     case 'answer':
       return Response.json(deed.body, { headers: deed.headers ?? {} });
     case 'refuse':
-      return Response.json({ error: deed.message }, { status: 422 });
+      return Response.json({ error: deed.message }, { status: 422, headers: deed.headers ?? {} });
     case 'fail':
-      return Response.json({ error: deed.message }, { status: 500 });
+      return Response.json({ error: deed.message }, { status: 500, headers: deed.headers ?? {} });
     case 'status':
       return new Response(deed.status === 204 ? null : deed.text, {
         status: deed.status,
@@ -53,15 +53,18 @@ const features = {
   breaks: false,
   passesOn: false,
   rawBodies: true,
+  answerHeaders: true,
+  nests: true,
 };
 
 const plain: EndpointDriver<Request> = {
   name: 'a Fetch-style handler',
   features,
   authorization: (request) => request.headers.get('authorization') ?? undefined,
-  start({ endpoint, handler }) {
+  start({ endpoint, gates = 1, handler }) {
     const old = async (request: Request): Promise<Response> => responseTo(await handler(await request.json()));
-    const route = endpoint === undefined ? old : switchedOver(endpoint, old);
+    let route = old;
+    if (endpoint !== undefined) for (let gate = 0; gate < gates; gate++) route = switchedOver(endpoint, route);
     return serve((request) =>
       new URL(request.url).pathname === path ? route(request) : new Response('nowhere', { status: 404 }),
     );
@@ -74,7 +77,7 @@ function hono(reads: boolean): EndpointDriver<Request> {
     name: `Hono, the body ${reads ? '' : 'not '}read before the gate`,
     features: { ...features, passesOn: true },
     authorization: (request) => request.headers.get('authorization') ?? undefined,
-    start({ endpoint, handler }) {
+    start({ endpoint, gates = 1, handler }) {
       const app = new Hono();
       app.use(async (context, next) => {
         if (reads) await context.req.json();
@@ -86,7 +89,7 @@ function hono(reads: boolean): EndpointDriver<Request> {
         const deed = await does(data);
         return deed.do === 'pass' ? undefined : responseTo(deed);
       };
-      if (endpoint !== undefined) app.use(path, switchedOver(endpoint));
+      if (endpoint !== undefined) for (let gate = 0; gate < gates; gate++) app.use(path, switchedOver(endpoint));
       app.post(path, async (context, next) => {
         const data: unknown = reads ? await context.req.json() : await context.req.raw.json();
         return (await old(data, handler)) ?? (await next());

@@ -21,9 +21,9 @@ function oldHandler(does: OldHandler): handleUnaryCall<unknown, unknown> {
       case 'answer':
         return callback(null, deed.body, trailersOf(deed.headers));
       case 'refuse':
-        return callback({ code: status.INVALID_ARGUMENT, details: deed.message });
+        return callback({ code: status.INVALID_ARGUMENT, details: deed.message }, null, trailersOf(deed.headers));
       case 'fail':
-        return callback({ code: status.INTERNAL, details: deed.message });
+        return callback({ code: status.INTERNAL, details: deed.message, metadata: trailersOf(deed.headers) });
       case 'twice':
         callback(null, deed.body);
         return callback({ code: status.INTERNAL, details: 'second' });
@@ -54,14 +54,22 @@ const likeInHttp: Readonly<Record<number, number>> = {
 
 const driver: EndpointDriver<Call> = {
   name: 'gRPC',
-  features: { statuses: false, streaming: false, answersTwice: true, breaks: false, passesOn: false },
+  features: {
+    statuses: false,
+    streaming: false,
+    answersTwice: true,
+    breaks: false,
+    passesOn: false,
+    answerHeaders: true,
+    nests: true,
+  },
   authorization: (call) => call.metadata.get('authorization')[0]?.toString(),
-  async start({ endpoint, handler }) {
+  async start({ endpoint, gates = 1, handler }) {
     const server = new Server();
-    const old = oldHandler(handler);
-    server.addService(Effects.service, {
-      Have: endpoint === undefined ? old : switchedOver(endpoint, Effects.service['Have']!, old),
-    });
+    const method = Effects.service['Have']!;
+    let have = oldHandler(handler);
+    if (endpoint !== undefined) for (let gate = 0; gate < gates; gate++) have = switchedOver(endpoint, method, have);
+    server.addService(Effects.service, { Have: have });
     const port = await new Promise<number>((resolve, reject) =>
       server.bindAsync('127.0.0.1:0', ServerCredentials.createInsecure(), (error, bound) =>
         error === null ? resolve(bound) : reject(error),

@@ -36,12 +36,21 @@ function inWordsOfHttp(reply: Reply): Reply {
 
 const driver: EndpointDriver<Request> = {
   name: 'JSON-RPC',
-  features: { statuses: false, streaming: false, answersTwice: false, breaks: false, passesOn: false },
+  features: {
+    statuses: false,
+    streaming: false,
+    answersTwice: false,
+    breaks: false,
+    passesOn: false,
+    answerHeaders: false,
+    nests: false,
+  },
   authorization: (request) => request.headers.authorization,
   async start({ endpoint, handler }) {
     const server = new JSONRPCServer({ errorListener: () => undefined });
     server.addMethod('effects', async (params) => act(await handler(params)));
-    const gated = endpoint === undefined ? undefined : switchedOver(endpoint, server);
+    const gated =
+      endpoint === undefined ? undefined : switchedOver(endpoint, server, { isDefinitive: (code) => code === 1001 });
     const app = express();
     app.post(path, express.json(), async (request, response) => {
       const answer = await (gated === undefined
@@ -121,15 +130,19 @@ describe('JSON-RPC behind the gate', () => {
   });
 
   test.each([
-    [1001, 'rejected'],
+    [-32600, 'rejected'],
     [-32602, 'rejected'],
+    [1001, undefined],
+    [503, undefined],
+    ['40001', undefined],
+    ['P0001', undefined],
     [-32603, undefined],
     [-32601, undefined],
     [-32000, undefined],
     [0, undefined],
-  ])('an error of code %i has outcome %s, also of a notification', async (code, outcome) => {
+  ])('an error of code %j has outcome %s, also of a notification', async (code, outcome) => {
     const { receive } = await gated(() => {
-      throw new JSONRPCErrorException('no', code);
+      throw new JSONRPCErrorException('no', code as number);
     });
     const http = exchange(metadataOfCall());
     expect(await receive({ ...send, id: 7 }, http)).toMatchObject({ id: 7, error: { code, message: 'no' } });
@@ -137,6 +150,22 @@ describe('JSON-RPC behind the gate', () => {
     const silent = exchange(metadataOfCall());
     expect(await receive(send, silent)).toBeNull();
     expect(silent.sent['turnout-outcome']).toBe(outcome);
+  });
+
+  test('a code that is no integer refuses nothing, whatever the endpoint says of codes', async () => {
+    const created = await database({ template: migrated('consumer') });
+    const endpoint = createEndpoint<PoolClient, { headers: Record<string, string> }>({
+      consumer: 'email',
+      database: pgDatabase(created.pool()),
+      order: 'none',
+    });
+    const server = new JSONRPCServer({ errorListener: () => undefined });
+    server.addMethod('send', () => {
+      throw new JSONRPCErrorException('could not serialize', '40001' as unknown as number);
+    });
+    const http = exchange(metadataOfCall());
+    await switchedOver(endpoint, server, { isDefinitive: () => true }).receive({ ...send, id: 1 }, http);
+    expect(http.sent['turnout-outcome']).toBeUndefined();
   });
 
   test('a repeat has the id of its own request, in text too', async () => {

@@ -25,8 +25,10 @@ async function have(does: OldHandler, data: unknown, response: Response): Promis
       for (const [name, value] of Object.entries(deed.headers ?? {})) response.header(name, value);
       return deed.body;
     case 'refuse':
+      for (const [name, value] of Object.entries(deed.headers ?? {})) response.header(name, value);
       throw new HttpException({ error: deed.message }, 422);
     case 'fail':
+      for (const [name, value] of Object.entries(deed.headers ?? {})) response.header(name, value);
       throw new HttpException({ error: deed.message }, 500);
     case 'status':
       response.header('location', '/');
@@ -42,7 +44,7 @@ async function have(does: OldHandler, data: unknown, response: Response): Promis
 }
 
 /** Decorators as functions: this file is run as it is. */
-function controllerOf({ endpoint, handler }: OldService<Request>): Type {
+function controllerOf({ endpoint, gates = 1, handler }: OldService<Request>): Type {
   class Effects {
     have(data: unknown, response: Response): Promise<unknown> {
       return have(handler, data, response);
@@ -51,7 +53,8 @@ function controllerOf({ endpoint, handler }: OldService<Request>): Type {
   const method = Object.getOwnPropertyDescriptor(Effects.prototype, 'have')!;
   Body()(Effects.prototype, 'have', 0);
   Res({ passthrough: true })(Effects.prototype, 'have', 1);
-  if (endpoint !== undefined) SwitchedOver(endpoint)(Effects.prototype, 'have', method);
+  if (endpoint !== undefined)
+    for (let gate = 0; gate < gates; gate++) SwitchedOver(endpoint)(Effects.prototype, 'have', method);
   HttpCode(200)(Effects.prototype, 'have', method);
   Post(path)(Effects.prototype, 'have', method);
   Controller()(Effects);
@@ -60,7 +63,15 @@ function controllerOf({ endpoint, handler }: OldService<Request>): Type {
 
 const driver = (platform: 'Express' | 'Fastify'): EndpointDriver<Request> => ({
   name: `NestJS on ${platform}`,
-  features: { statuses: true, streaming: true, answersTwice: false, breaks: false, passesOn: false },
+  features: {
+    statuses: true,
+    streaming: true,
+    answersTwice: false,
+    breaks: false,
+    passesOn: false,
+    answerHeaders: true,
+    nests: true,
+  },
   authorization: (request) => request.headers.authorization,
   async start(service) {
     class App {}

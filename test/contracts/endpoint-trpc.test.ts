@@ -32,9 +32,11 @@ async function resolve(does: OldHandler, input: unknown): Promise<unknown> {
   }
 }
 
-function routerOf({ endpoint, handler }: OldService<TrpcCall>) {
+function routerOf({ endpoint, gates, handler }: OldService<TrpcCall>) {
   const order = t.procedure.input((input) => input);
-  const have = endpoint === undefined ? order : t.procedure.use(switchedOver(endpoint)).input((input) => input);
+  const gated = endpoint === undefined ? t.procedure : t.procedure.use(switchedOver(endpoint));
+  const twice = endpoint === undefined || gates === undefined ? gated : gated.use(switchedOver(endpoint));
+  const have = endpoint === undefined ? order : twice.input((input) => input);
   return t.router({ effects: have.mutation(({ input }) => resolve(handler, input)) });
 }
 
@@ -72,7 +74,15 @@ const servers: Record<string, (router: Router) => Promise<RunningService>> = {
 
 const driver = (name: string): EndpointDriver<TrpcCall> => ({
   name: `tRPC, ${name}`,
-  features: { statuses: false, streaming: false, answersTwice: false, breaks: false, passesOn: false },
+  features: {
+    statuses: false,
+    streaming: false,
+    answersTwice: false,
+    breaks: false,
+    passesOn: false,
+    answerHeaders: false,
+    nests: true,
+  },
   authorization: ({ headers }) => headers['authorization'] as string | undefined,
   async start(service) {
     const running = await servers[name]!(routerOf(service));

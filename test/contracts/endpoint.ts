@@ -33,6 +33,10 @@ export interface EndpointFeatures {
   readonly breaks: boolean;
   /** Handlers can leave a request to others, of whom there are none (`pass`). */
   readonly passesOn: boolean;
+  /** Handlers can set headers (`headers` of `answer`, `refuse` and `fail`), or their like. */
+  readonly answerHeaders: boolean;
+  /** One gate can stand behind another (`gates: 2`). */
+  readonly nests: boolean;
   /** Requests can have a body that nobody parses before the handler (`bytes`); the handler is given what is in it as JSON. */
   readonly rawBodies?: boolean;
 }
@@ -40,6 +44,8 @@ export interface EndpointFeatures {
 export interface OldService<Request> {
   /** Undefined: the service as it was before, without the wrapper. */
   readonly endpoint: Endpoint<Request> | undefined;
+  /** How often the wrapper stands before the handler, by mistake, if it isn't once. */
+  readonly gates?: number;
   /** Given the data of the request, parsed. If it rejects, the framework's handler has to throw the same error. */
   readonly handler: OldHandler;
 }
@@ -51,9 +57,9 @@ export type Deed =
   /** Success, with this as its data. With `headers` where the protocol has them. */
   | { readonly do: 'answer'; readonly body: unknown; readonly headers?: Record<string, string> }
   /** The definitive refusal of the protocol: 422, INVALID_ARGUMENT. */
-  | { readonly do: 'refuse'; readonly message: string }
+  | { readonly do: 'refuse'; readonly message: string; readonly headers?: Record<string, string> }
   /** Says itself that it failed: 500, INTERNAL. */
-  | { readonly do: 'fail'; readonly message: string }
+  | { readonly do: 'fail'; readonly message: string; readonly headers?: Record<string, string> }
   | { readonly do: 'status'; readonly status: number; readonly text: string }
   | { readonly do: 'stream'; readonly chunks: AsyncIterable<Buffer> }
   /** Success, and then again, at once and while the gate commits. */
@@ -104,6 +110,7 @@ export function statusOfError(code: string | undefined): number {
     TURNOUT_CALL_HEADERS_MALFORMED: 400,
     TURNOUT_UNAUTHENTICATED: 401,
     TURNOUT_EFFECT_RUNNING: 409,
+    TURNOUT_GATE_NESTED: 500,
     TURNOUT_EFFECT_KEY_REUSED: 422,
     TURNOUT_EFFECT_EARLY: 425,
     TURNOUT_CALL_UNKEYED: 428,
@@ -225,7 +232,7 @@ export function endpointContract<Request>(driver: EndpointDriver<Request>): void
       };
 
     /** Starts the service behind an endpoint; `does` can be changed while it runs. */
-    async function service(options: Options = {}): Promise<Wrapped> {
+    async function service(options: Options = {}, how: 'once' | 'twice' = 'once'): Promise<Wrapped> {
       const endpoint = createEndpoint<never, Request>({
         consumer: 'email',
         order: 'none',
@@ -237,6 +244,7 @@ export function endpointContract<Request>(driver: EndpointDriver<Request>): void
       const wrapped = { does: writeAndAnswer, calls: 0 };
       const started = await driver.start({
         endpoint,
+        ...(how === 'twice' ? { gates: 2 } : {}),
         handler: (data) => {
           wrapped.calls++;
           return wrapped.does(data);
@@ -384,7 +392,7 @@ export function endpointContract<Request>(driver: EndpointDriver<Request>): void
       });
 
       test('whose handler never answers is given up: the caller is told, what it goes on to write is refused', async () => {
-        const s = await service({ handlerTimeoutMs: 150 });
+        const s = await service({ handlerTimeoutMs: 1_000 });
         const gate = latch();
         const late: unknown[] = [];
         s.does = async (data) => {
@@ -583,12 +591,88 @@ export function endpointContract<Request>(driver: EndpointDriver<Request>): void
         expect(await s.call({ headers, body: { name, step: 1 } })).toMatchObject({ status: 200, outcome: 'applied' });
       });
 
+      test.runIf(features.answerHeaders).each([
+        ['applied', { 'turnout-outcome': 'rejected', 'turnout-last-number': '7.7' }],
+        ['duplicate', { 'turnout-outcome': 'applied', 'turnout-last-number': '7.7' }],
+      ])('speak for no gate: a success is %s, whatever is in its headers', async (outcome, own) => {
+        const s = await service();
+        const [name, headers] = [nameOf(), metadataOfCall()];
+        s.does = writeAnd({ do: 'answer', body: { sent: name }, headers: { ...own, 'x-mail': 'queued' } });
+        if (outcome === 'duplicate') await s.call({ headers, body: { name, step: 1 } });
+        const reply = await s.call({ headers, body: { name, step: 1 } });
+        expect(reply).toMatchObject({ status: 200, outcome, body: { sent: name } });
+        expect(reply.headers).not.toHaveProperty('turnout-last-number');
+        expect(await effects(name)).toEqual([1]);
+      });
+
+      test.runIf(features.answerHeaders)(
+        'with an error of another gate have no outcome, and nothing stays',
+        async () => {
+          const s = await service();
+          const [name, headers] = [nameOf(), metadataOfCall()];
+          const passedOn = { 'turnout-error': 'TURNOUT_EFFECT_EARLY', 'turnout-last-number': '1.1' };
+          for (const deed of [
+            { do: 'answer', body: { sent: name }, headers: passedOn },
+            { do: 'refuse', message: 'running', headers: passedOn },
+          ] as const) {
+            s.does = writeAnd(deed);
+            const reply = await s.call({ headers, body: { name, step: 1 } });
+            expect(reply).toMatchObject({ outcome: undefined, error: 'TURNOUT_EFFECT_EARLY' });
+            // It counts another key's.
+            expect(reply.headers).not.toHaveProperty('turnout-last-number');
+            expect(await effects(name)).toEqual([]);
+          }
+          s.does = writeAndAnswer;
+          expect(await s.call({ headers, body: { name, step: 1 } })).toMatchObject({ outcome: 'applied' });
+        },
+      );
+
+      test.runIf(features.answerHeaders)('of a failure speak for no gate', async () => {
+        const s = await service();
+        const [name, headers] = [nameOf(), metadataOfCall()];
+        s.does = writeAnd({ do: 'fail', message: 'out of paper', headers: { 'turnout-outcome': 'applied' } });
+        expect(await s.call({ headers, body: { name, step: 1 } })).toMatchObject({ outcome: undefined });
+        expect(await effects(name)).toEqual([]);
+      });
+
+      test.runIf(features.nests)('of a gate behind the gate refuse nothing: it is named as the mistake', async () => {
+        const s = await service({}, 'twice');
+        const [name, headers] = [nameOf(), metadataOfCall()];
+        for (const _ of [1, 2]) {
+          expect(await s.call({ headers, body: { name, step: 1 } })).toMatchObject({
+            status: 500,
+            outcome: undefined,
+            error: 'TURNOUT_GATE_NESTED',
+          });
+        }
+        expect({ calls: s.calls, outcomes: await outcomes(headers) }).toEqual({ calls: 0, outcomes: [] });
+        // Without Turnout's headers both gates are open.
+        expect(await s.call({ headers: {}, body: { name, step: 1 } })).toMatchObject({ status: 200 });
+        expect(await effects(name)).toEqual([1]);
+      });
+
+      test('of nobody are named as such, since a message may look like one', async () => {
+        const s = await service();
+        const [name, headers] = [nameOf(), metadataOfCall()];
+        expect((await s.call({ headers, body: { name, step: 1 } })).headers).not.toHaveProperty('turnout-answer');
+        expect((await s.call({ headers, body: { name, step: 1 } })).headers).not.toHaveProperty('turnout-answer');
+        // As if it had come as an event: there is an outcome, and no answer.
+        await pool.query('update turnout.inbox set answer = null, request_hash = null where effect_key = $1', [
+          headers['idempotency-key']!.slice(1, -1),
+        ]);
+        const reply = await s.call({ headers, body: { name, step: 1 } });
+        expect(reply).toMatchObject({ status: 200, outcome: 'duplicate' });
+        expect(reply.headers['turnout-answer']).toBe('none');
+      });
+
       test.runIf(features.statuses).each([
         [202, 'applied'],
         [404, 'rejected'],
-        [409, 'rejected'],
+        [410, 'rejected'],
         [302, undefined],
         [401, undefined],
+        [409, undefined],
+        [423, undefined],
         [429, undefined],
         [503, undefined],
       ])('with status %i have outcome %s', async (status, outcome) => {
@@ -713,11 +797,9 @@ export function endpointContract<Request>(driver: EndpointDriver<Request>): void
             }),
             body: { name, step: number },
           });
-        const two = call(2);
-        // It is under way; whichever comes first, the effects have the order of the numbers.
-        const one = call(1);
-        expect(await two).toMatchObject({ outcome: 'applied' });
-        expect(await one).toMatchObject({ outcome: 'applied' });
+        // Whichever comes first, the effects have the order of the numbers.
+        const [two, one] = await Promise.all([call(2), call(1)]);
+        expect([one, two]).toMatchObject([{ outcome: 'applied' }, { outcome: 'applied' }]);
         expect(await effects(name)).toEqual([1, 2]);
       });
     });

@@ -7,7 +7,7 @@ import { afterAnswer } from '../../src/switchover/index.ts';
 import type { Answered, Next } from '../../src/switchover/index.ts';
 import { adopt, claimable } from '../../src/switchover/due.ts';
 import type { OwedRow } from '../../src/switchover/due.ts';
-import { answerTo, isDefinitiveByDefault, outcomeOf } from '../../src/switchover/gate-answer.ts';
+import { answerTo, outcomeOf } from '../../src/switchover/gate-answer.ts';
 import type { HandlerAnswer } from '../../src/switchover/gate-answer.ts';
 import { applyArrival } from './apply.ts';
 import { withKeyNumber } from './producer.ts';
@@ -138,10 +138,10 @@ function receive(
 }
 
 const accepting: HandlerAnswer = { status: 201, headers: {}, body: Buffer.alloc(0) };
-const refusing: HandlerAnswer = { status: 409, headers: {}, body: Buffer.alloc(0) };
+const refusing: HandlerAnswer = { status: 422, headers: {}, body: Buffer.alloc(0) };
 /** What the shipped decision makes of the two. */
-const acceptance: Outcome = outcomeOf(accepting, isDefinitiveByDefault, 0)!.outcome;
-const refusal: Outcome = outcomeOf(refusing, isDefinitiveByDefault, 0)!.outcome;
+const acceptance: Outcome = outcomeOf(accepting, undefined, 0)!.outcome;
+const refusal: Outcome = outcomeOf(refusing, undefined, 0)!.outcome;
 
 /** What the old handler may answer. */
 const answersOf = ({ bounds }: Run, event: number): readonly HandlerAnswer[] =>

@@ -62,6 +62,7 @@ async function shop(handler: (write: (how: string) => Promise<void>) => RequestH
   app.post('/orders', express.json(), switchedOver(capture), handler(write));
   const gate = createEndpoint<never, Request>({ consumer: 'shop', database: db as never, order: 'none' });
   app.post('/nested', express.json(), switchedOver(gate), switchedOver(capture), handler(write));
+  app.post('/in-front', express.json(), switchedOver(capture), switchedOver(gate), handler(write));
   app.use(((error: unknown, _request, response, _next) =>
     response.status(500).json({ error: String(error) })) as express.ErrorRequestHandler);
   const server = await new Promise<Server>((resolve) => {
@@ -178,7 +179,7 @@ test('a commit that fails is answered with 503, and the handler doesn’t run tw
   expect([await orders(), await events()]).toEqual([[], []]);
 });
 
-test('on one route with a gate it is part of the gate’s transaction: a repeat is no second event', async () => {
+test.each(['/nested', '/in-front'])('on one route with a gate, a repeat is no second event: %s', async (path) => {
   const { post, orders, events } = await shop(placing);
   const id = '7d9f2c1e-0000-4000-8000-000000000001';
   const headers = {
@@ -191,11 +192,11 @@ test('on one route with a gate it is part of the gate’s transaction: a repeat 
     'turnout-event-time': new Date().toISOString(),
   };
   for (const outcome of ['applied', 'duplicate']) {
-    const answer = await post('/nested', headers);
+    const answer = await post(path, headers);
     expect([answer.status, answer.headers.get('turnout-outcome')]).toEqual([201, outcome]);
     expect(await answer.json()).toEqual({ step: 7 });
   }
-  expect((await post('/nested')).status).toBe(201);
+  expect((await post(path)).status).toBe(201);
   expect(await orders()).toEqual(['placed', 'placed']);
   expect(await events()).toHaveLength(2);
 });

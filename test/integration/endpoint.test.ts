@@ -225,15 +225,15 @@ describe('one effect', () => {
     s.behaviour.handler = (_request, response, next) => {
       s.legacyPool
         .query('insert into effects (step) values (1)')
-        .then(() => response.status(409).send('sold out'), next);
+        .then(() => response.status(422).send('sold out'), next);
     };
     const headers = gateHeaders();
-    expect(await post(s.url, headers)).toMatchObject({ status: 409, outcome: 'rejected', text: 'sold out' });
-    expect(await post(s.url, headers)).toMatchObject({ status: 409, outcome: 'duplicate', text: 'sold out' });
+    expect(await post(s.url, headers)).toMatchObject({ status: 422, outcome: 'rejected', text: 'sold out' });
+    expect(await post(s.url, headers)).toMatchObject({ status: 422, outcome: 'duplicate', text: 'sold out' });
     expect(await s.effects()).toEqual([]);
   });
 
-  test.each([500, 503, 302, 401, 403, 405, 413, 415, 429])(
+  test.each([500, 503, 302, 401, 402, 403, 405, 406, 409, 412, 413, 415, 419, 423, 424, 429, 440, 449, 499])(
     'that ends with %i has no outcome, and nothing of it stays',
     async (status) => {
       const s = await service();
@@ -416,6 +416,32 @@ describe('one effect', () => {
     expect(await post(s.url, headers)).toMatchObject({ status: 200, outcome: 'duplicate', text: '' });
   });
 
+  test.each(['after', 'none'] as const)(
+    'larger than an answer may be is let in: the parser %s the gate',
+    async (parser) => {
+      const s = await service({ parser, maxAnswerBytes: 1_000, maxRequestBytes: 60_000 });
+      s.behaviour.handler = (_request, response) => void response.json({ sent: 'large' });
+      const order = (bytes: number) => ({ orderId: 'x'.repeat(bytes), step: 1 });
+      expect(await post(s.url, gateHeaders(), order(50_000))).toMatchObject({ status: 200, outcome: 'applied' });
+      expect(await post(s.url, gateHeaders(), order(70_000))).toMatchObject({
+        status: 413,
+        outcome: null,
+        error: 'TURNOUT_REQUEST_TOO_LARGE',
+      });
+    },
+  );
+
+  test('stays though the draining of its key throws at once', async () => {
+    const s = await service({
+      order: 'key',
+      drain: () => {
+        throw new Error('no drain');
+      },
+    });
+    expect(await post(s.url, gateHeaders(numbered(1)))).toMatchObject({ status: 201, outcome: 'applied' });
+    expect(await s.effects()).toEqual([1]);
+  });
+
   test('answered in bytes is answered the same again', async () => {
     const s = await service();
     s.behaviour.handler = (_request, response) =>
@@ -460,6 +486,15 @@ describe('the order of a key', () => {
     expect(early.headers.get('turnout-last-number')).toBe('1.1');
     expect(await s.effects()).toEqual([1]);
     expect((await post(s.url, gateHeaders(numbered(5, 2)))).headers.get('turnout-last-number')).toBe('2.0');
+  });
+
+  test('a call that is ahead is told so when its wait is over, and not sooner', async () => {
+    const s = await service({ order: 'key', earlyWaitMs: 400 });
+    await post(s.url, gateHeaders(numbered(1)));
+    const began = performance.now();
+    expect(await post(s.url, gateHeaders(numbered(3)))).toMatchObject({ status: 425, error: 'TURNOUT_EFFECT_EARLY' });
+    // The clock of the test and that of the service are one.
+    expect(performance.now() - began).toBeGreaterThanOrEqual(400);
   });
 
   test('a call that is a little ahead waits, holding nothing', async () => {

@@ -10,13 +10,23 @@ import {
   StreamableFile,
   UseFilters,
   UseGuards,
+  UseInterceptors,
   UsePipes,
 } from '@nestjs/common';
-import type { ArgumentsHost, CanActivate, ExecutionContext, PipeTransform, Type } from '@nestjs/common';
+import type {
+  ArgumentsHost,
+  CallHandler,
+  CanActivate,
+  ExecutionContext,
+  NestInterceptor,
+  PipeTransform,
+  Type,
+} from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
 import { ExpressAdapter } from '@nestjs/platform-express';
 import { Test } from '@nestjs/testing';
 import type { Pool } from 'pg';
+import { finalize, map } from 'rxjs';
 import { afterEach, describe, expect, test } from 'vitest';
 import { createEndpoint } from 'turnout';
 import type { Endpoint } from 'turnout';
@@ -107,7 +117,7 @@ describe('a switched-over method', () => {
       async send({ orderId }: { orderId: string }): Promise<unknown> {
         this.calls++;
         await pool.query('insert into mail values ($1)', [orderId]);
-        if (orderId === 'SOLD OUT') throw new HttpException('sold out', 409);
+        if (orderId === 'SOLD OUT') throw new HttpException('sold out', 422);
         if (orderId === 'FILE')
           return new StreamableFile(Buffer.from('%PDF'), { type: 'application/pdf', disposition: 'inline' });
         return { sent: orderId };
@@ -146,7 +156,7 @@ describe('a switched-over method', () => {
   test('refuses by an HttpException of the method or a pipe, in the form that its filter gives', async () => {
     const app = await application();
     for (const [order, status, problem] of [
-      [{ orderId: 'sold out' }, 409, 'sold out'],
+      [{ orderId: 'sold out' }, 422, 'sold out'],
       [{}, 400, 'no order'],
     ] as const) {
       const headers = metadataOfCall();
@@ -170,6 +180,42 @@ describe('a switched-over method', () => {
     });
     expect(await app.outcomes()).toEqual([]);
     expect(await app.send(headers, { orderId: 'a' })).toMatchObject({ status: 201, outcome: 'applied' });
+  });
+
+  test('gives a repeat what went out: what an interceptor around it hides stays hidden', async () => {
+    const { pool, endpoint } = await mail();
+    class User {
+      id = 1;
+      password = 'secret';
+    }
+    const seen: unknown[] = [];
+    // As ClassSerializerInterceptor does it: by the class of what the method returned.
+    class Hiding implements NestInterceptor {
+      intercept(_context: ExecutionContext, next: CallHandler) {
+        const hide = (value: unknown): unknown => (value instanceof User ? { id: value.id } : value);
+        return next.handle().pipe(
+          map(hide),
+          finalize(() => seen.push('finalized')),
+        );
+      }
+    }
+    class Users {
+      have(): User {
+        return new User();
+      }
+    }
+    decorate(Users, 'have', [], [Post('mail'), SwitchedOver(endpoint)]);
+    UseInterceptors(Hiding)(Users);
+    Controller()(Users);
+    class App {}
+    Module({ controllers: [Users] })(App);
+    const url = `${await serve(App)}/mail`;
+    const headers = metadataOfCall();
+    const first = await post(url, headers, {});
+    expect(first).toMatchObject({ status: 201, outcome: 'applied', text: '{"id":1}' });
+    expect(await post(url, headers, {})).toEqual({ ...first, outcome: 'duplicate' });
+    expect(JSON.stringify((await pool.query('select answer from turnout.inbox')).rows)).not.toContain('secret');
+    await waitFor(() => seen.length === 2);
   });
 
   test('does not send its answer itself', async () => {

@@ -1,7 +1,6 @@
 import { status } from '@grpc/grpc-js';
 import { describe, expect, test } from 'vitest';
-import { definitiveCodes, grpcCodeOfStatus, statusOfGrpcCode } from '../../src/switchover/index.ts';
-import { isDefinitiveByDefault } from '../../src/switchover/gate-answer.ts';
+import { definitiveCodes, grpcCodeOfStatus, isDefinitiveCode, statusOfGrpcCode } from '../../src/switchover/index.ts';
 
 const codes = Object.entries(status).filter((entry): entry is [string, number] => typeof entry[1] === 'number');
 const refusals = ['INVALID_ARGUMENT', 'NOT_FOUND', 'ALREADY_EXISTS', 'FAILED_PRECONDITION', 'OUT_OF_RANGE'];
@@ -9,7 +8,7 @@ const refusals = ['INVALID_ARGUMENT', 'NOT_FOUND', 'ALREADY_EXISTS', 'FAILED_PRE
 describe('a code of a handler', () => {
   test.each(codes)('%s (%i) refuses for good only if nothing about the moment can change it', (name, code) => {
     const like = statusOfGrpcCode(code);
-    const refuses = like >= 400 && like < 500 && isDefinitiveByDefault(like);
+    const refuses = like >= 400 && like < 500 && isDefinitiveCode(code);
     expect({ name, refuses }).toEqual({ name, refuses: refusals.includes(name) });
     expect(like >= 200 && like < 300).toBe(name === 'OK');
   });

@@ -1,13 +1,11 @@
 import type { ServerResponse } from 'node:http';
 import type { HandlerAnswer } from '../endpoint.ts';
-import { brokenOff, tooLarge } from './given-up.ts';
+import { brokenOff, tooLarge } from '../given-up.ts';
 
 /** A response whose answer is held back. */
 export interface HeldResponse {
   /** Resolves when the handler has ended its answer; rejects if it never will. */
   readonly answer: Promise<HandlerAnswer>;
-  /** Makes {@link answer} reject, if it is still open. */
-  fail(error: Error): void;
   /**
    * Gives the response back as it was, with the headers that the handler has set. To be called right before the answer is sent, and not
    * sooner: a handler that writes on while the commit runs must not reach the caller.
@@ -127,7 +125,6 @@ export function holdResponse(response: ServerResponse, maxBytes: number): HeldRe
 
   return {
     answer,
-    fail: (error) => settle.reject(error),
     release() {
       for (const [name, property] of before) {
         if (property === undefined) delete (response as unknown as Record<string, unknown>)[name];

@@ -1,4 +1,4 @@
-export { brokenOff, tooLarge, tooSlow } from './given-up.ts';
-export { bodyOf, comparable } from './request-body.ts';
+export { mute } from './held-response.ts';
+export { comparable, requestBody } from './request-body.ts';
 export { throughGate } from './through-gate.ts';
 export type { HttpExchange } from './through-gate.ts';

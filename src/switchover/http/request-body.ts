@@ -1,10 +1,11 @@
 import type { IncomingMessage } from 'node:http';
+import { requestTooLarge } from '../given-up.ts';
 
 /**
  * What tells one request's body from another's: the parsed JSON, or the bytes of anything else. After a body parser it is
  * there already; before one, the bytes are read and put back for the parser to find.
  */
-export async function bodyOf(
+export async function requestBody(
   request: IncomingMessage & { readonly body?: unknown },
   maxBytes: number,
 ): Promise<unknown> {
@@ -54,7 +55,7 @@ function peek(request: IncomingMessage, maxBytes: number): Promise<Buffer> {
       for (let chunk = request.read() as Buffer | null; chunk !== null; chunk = request.read() as Buffer | null) {
         chunks.push(chunk);
         length += chunk.length;
-        if (length > maxBytes) return fail(new Error(`The request has more than ${maxBytes} bytes.`));
+        if (length > maxBytes) return fail(requestTooLarge(maxBytes));
       }
       // `complete`: the parser has seen the end. `end` itself is emitted a turn later, and not while bytes are there to be read.
       if (!request.complete) return;

@@ -1,6 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Endpoint, GateAnswer, HandlerAnswer } from '../endpoint.ts';
-import { tooSlow } from './given-up.ts';
+import { inTime } from '../given-up.ts';
 import { holdResponse, mute } from './held-response.ts';
 import type { HeldResponse } from './held-response.ts';
 
@@ -41,18 +41,17 @@ export async function throughGate<Request>(
       body: () => exchange.body(),
     },
     async () => {
-      held = holdResponse(response, endpoint.maxAnswerBytes);
-      const timer = setTimeout(() => held!.fail(tooSlow(endpoint)), endpoint.handlerTimeoutMs);
+      const holding = (held = holdResponse(response, endpoint.maxAnswerBytes));
       try {
-        // Here: by now it is inside the transaction.
-        exchange.proceed();
-        const given = await held.answer;
+        const given = await inTime(endpoint, async () => {
+          // Here: by now it is inside the transaction.
+          exchange.proceed();
+          return await holding.answer;
+        });
         return { ...given, handled: exchange.handled(given) };
       } catch (error) {
         givenUp = true;
         throw error;
-      } finally {
-        clearTimeout(timer);
       }
     },
   );
@@ -79,7 +78,7 @@ function send(
     // What a handler set whose answer is not sent.
     response.statusMessage = '';
     for (const name of response.getHeaderNames()) if (!headersBefore.has(name)) response.removeHeader(name);
-  }
+  } else for (const name of answer.withheld) response.removeHeader(name);
   response.statusCode = status;
   for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
   response.end(body);
