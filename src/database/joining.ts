@@ -470,13 +470,17 @@ export async function rehearseIn<Client extends ClientLike, Tx, Result>(
   await ready;
   const control = standIn(options.key, client, transaction, 'inner', scope);
   const handed = options.hand(control.client, standIn(options.key, client, transaction, 'handed', scope).client);
+  let canceller: Canceller | undefined;
   const rehearse = async (): Promise<Rehearsed<Result>> => {
     // Taken back with the savepoint, like everything else.
-    await transaction.run(scope, () =>
-      client.query("select set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true)", [
-        String(Math.max(1, Math.ceil(timeoutMs))),
-      ]),
+    const { rows } = await transaction.run(scope, () =>
+      client.query(
+        "select set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true), pg_backend_pid()::text as backend",
+        [String(Math.max(1, Math.ceil(timeoutMs)))],
+      ),
     );
+    const { backend } = (rows as { backend: string }[])[0]!;
+    canceller = cancelAfter(options, backend, timeoutMs);
     try {
       await handed.begin();
       return { kind: 'done', result: await work(handed.tx) };
@@ -494,9 +498,52 @@ export async function rehearseIn<Client extends ClientLike, Tx, Result>(
     return { kind: 'threw', error };
   } finally {
     clearTimeout(timer);
-    await transaction.cut(scope);
+    await transaction.cut(scope, () => canceller?.over() ?? Promise.resolve());
     await handed.release?.().catch(() => undefined);
   }
+}
+
+interface Canceller {
+  /** Cancels nothing from now on; resolves when what it may have sent has arrived. */
+  over(): Promise<void>;
+}
+
+/**
+ * Ends, from another connection, a statement of a rehearsal that goes on after its own time-out should have ended it: what a
+ * function does inside can't be seen, and it may have changed that. Where no connection is to be had, it goes on trying.
+ */
+function cancelAfter<Client extends ClientLike, Tx>(
+  { pool, connectTimeoutMs }: JoinableOptions<Client, Tx>,
+  backend: string,
+  timeoutMs: number,
+): Canceller {
+  let isOver = false;
+  let sent: Promise<unknown> = Promise.resolve();
+  let timer: NodeJS.Timeout | undefined;
+  const again = (delayMs: number): void => {
+    if (!isOver) timer = setTimeout(() => void cancel(), delayMs);
+  };
+  async function cancel(): Promise<void> {
+    try {
+      const { client, giveBack } = await takeClient(pool, connectTimeoutMs);
+      // A statement of the call itself must never be met: whoever goes on asks first whether one was sent.
+      if (!isOver) sent = client.query('select pg_cancel_backend($1)', [backend]).catch(() => undefined);
+      await sent;
+      giveBack(false);
+    } catch {
+      // No connection is free.
+    }
+    again(timeoutMs);
+  }
+  // A statement may begin in the last moment, and has as long again. The rest is for the server to be first.
+  again(2 * timeoutMs + 100);
+  return {
+    over() {
+      isOver = true;
+      clearTimeout(timer);
+      return sent.then(() => undefined);
+    },
+  };
 }
 
 /** TypeORM wraps what its driver throws, Turnout's own errors too. */

@@ -52,9 +52,10 @@ export interface OpenTransaction {
   /**
    * Takes a scope back, with all that was begun inside it, whatever its code thinks of that: it waits for the statement
    * that runs and for nothing else, and what that code asks for later is refused. Rejects if the savepoint is gone: then
-   * nobody knows what the transaction holds, and it must not be committed.
+   * nobody knows what the transaction holds, and it must not be committed. `quiet` is awaited when that statement is over, before
+   * anything else is sent.
    */
-  cut(scope: Scope): Promise<void>;
+  cut(scope: Scope, quiet?: () => Promise<unknown>): Promise<void>;
   whenEnded(scope: Scope, ending: Ending): void;
   /** Says that something may have been taken back which was not followed: {@link Ending}'s `committed` is told. */
   doubt(): void;
@@ -246,7 +247,7 @@ export function openTransaction(
         for (const ending of endingsOf(since)) ending.rolledBack();
       } else endings.push(...endingsOf(since));
     },
-    async cut(scope) {
+    async cut(scope, quiet) {
       scope.cut = true;
       whole = false;
       if (closing || scope.ended) throw refused('The savepoint that was to be taken back is gone.');
@@ -257,6 +258,7 @@ export function openTransaction(
       if (busy) await new Promise<void>((resolve) => (afterwards = resolve));
       busy = true;
       try {
+        await quiet?.();
         await execute(`rollback to savepoint ${scope.savepoint}; release savepoint ${scope.savepoint}`);
       } finally {
         // From the inside out: who registered in a savepoint inside is told too.

@@ -70,6 +70,16 @@ describe('a rehearsal', () => {
     'select pg_advisory_lock(1)',
     'prepare x as select 1',
     'reset all',
+    // And whatever hides them.
+    '/* x */ prepare x as select 1',
+    '/* a /* b */ c */ -- d\n reset all',
+    'select "pg_advisory_lock"(7)',
+    'select pg_advisory_lock/**/(7)',
+    'select U&"pg\\005fadvisory\\005flock"(7)',
+    'rollback to savepoint U&"turnout\\005f1"',
+    'rollback to savepoint U&"turnout!005f1" uescape \'!\'',
+    "select set_config('statement_' || 'timeout', '0', false)",
+    "select '--' as x; reset all",
   ])('refuses %j, and leaves nothing', async (sql) => {
     const { rehearsed, notes } = await around(async (tx) => {
       await write(tx, 'inside');
@@ -165,6 +175,27 @@ describe('a rehearsal', () => {
       await holder.query('rollback');
       holder.release();
     }
+  });
+
+  test('lets a handler say what only looks like that', async () => {
+    const { rehearsed } = await around(async (tx) => {
+      await tx.query("select 'reset; load', e'\\'; listen x' as \"checkpoint\" -- ; reset all");
+      await tx.query("select set_config('app.user', 'x', true)");
+    });
+    expect(rehearsed).toMatchObject({ kind: 'done' });
+  });
+
+  test('ends a statement whose time-out was taken away where nobody could see it, and no other', async () => {
+    await pool.query(`create function patient() returns void language plpgsql as $$
+      begin perform set_config(concat('statement_', 'timeout'), '0', true); end $$`);
+    const begun = performance.now();
+    const { rehearsed, notes } = await around(async (tx) => {
+      await tx.query('select patient()');
+      await tx.query('select pg_sleep(60)');
+    }, 100);
+    expect(rehearsed.kind).not.toBe('done');
+    expect(performance.now() - begun).toBeLessThan(20_000);
+    expect(notes).toEqual(both);
   });
 
   test('gives settings, locks and time-outs back', async () => {
