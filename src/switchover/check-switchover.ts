@@ -2,10 +2,12 @@ import type { Queryable } from '../database/index.ts';
 import { judge } from './checks.ts';
 import type { CheckRules } from './check-rules.ts';
 import type { CheckFacts, Judgement } from './checks.ts';
-import { askForEvidence, partitionsBehind, scopeOf, switchoverState, unreadMs } from './facts.ts';
+import { askForEvidence, partitionsBehind, scopeOf, switchoverState } from './facts.ts';
 import type { ConsumerView, SwitchoverState } from './facts.ts';
-import { recordCheck, switchoverStatus } from './stage-store.ts';
+import { recordCheck } from './check-store.ts';
+import { switchoverStatus } from './status-store.ts';
 import type { Stage } from './stage.ts';
+import { unreadMs } from './unread.ts';
 
 export interface CheckOptions extends ConsumerView {
   readonly source: string;

@@ -64,7 +64,8 @@ export type {
 } from './evidence.ts';
 export { explainEvent, explanationText } from './explain.ts';
 export type { AtConsumer, ExplainedEvent, ExplainedRoute, Explanation } from './explain.ts';
-export { askForEvidence, scopeOf, switchoverState, switchoverStates, unreadMs } from './facts.ts';
+export { askForEvidence, scopeOf, switchoverState, switchoverStates } from './facts.ts';
+export { unreadMs } from './unread.ts';
 export type { ConsumerView, SwitchoverState } from './facts.ts';
 export { breached, guardrailWindowMs } from './guardrails.ts';
 export type { Breach, GuardrailFacts, GuardrailRules, GuardrailVerdict } from './guardrails.ts';

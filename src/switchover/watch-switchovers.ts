@@ -11,11 +11,12 @@ import { retryDelayMs, service, silentLogger, sleep } from '../lifecycle/index.t
 import type { Logger, RetryPolicy, Service } from '../lifecycle/index.ts';
 import type { Alert, OnAlert } from './alerts.ts';
 import type { SwitchoverDefinition } from './define-switchover.ts';
-import { askForEvidence, scopeOf, switchoverStates, unreadMs } from './facts.ts';
+import { askForEvidence, scopeOf, switchoverStates } from './facts.ts';
 import type { ConsumerView, SwitchoverState } from './facts.ts';
 import { breached, guardrailAction, guardrailWindowMs } from './guardrails.ts';
 import type { GuardrailFacts, GuardrailRules, GuardrailVerdict } from './guardrails.ts';
 import { stepBack } from './stage-store.ts';
+import { unreadMs } from './unread.ts';
 
 export interface GuardrailOptions<Tx = unknown> {
   readonly source: string;
