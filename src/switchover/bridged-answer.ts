@@ -1,4 +1,5 @@
 // What the answer of an endpoint means that nobody can change: it says nothing of outcomes, so its status has to do.
+import { isDefinitiveByDefault } from './definitive-status.ts';
 
 /** `'wrapped'`: behind the gate, answers carry the outcome. `'bridged'`: nobody can change it; its status counts. */
 export type EndpointKind = 'wrapped' | 'bridged';
@@ -10,15 +11,10 @@ export type EndpointKind = 'wrapped' | 'bridged';
 export type Meaning = 'done' | 'rejected' | 'unavailable' | 'failed';
 
 /**
- * Refusals that may be other ones later: of the caller's credentials, of the moment, of a size and a shape that
- * something in front looks at. And 404, which is a proxy's too while nobody is behind it, and 409, which endpoints
- * that know idempotency keys answer while the first attempt still runs. Taken for the endpoint's word, they would lose
- * the effect.
+ * Whether a 4xx of a bridged endpoint refuses the effect for good, unless its definition says otherwise: as of a wrapped one, but for
+ * 404, which is also what a proxy says while nobody is behind it. Taken for the endpoint's word, it would lose the effect.
  */
-const notDefinitive = new Set([401, 403, 404, 405, 407, 408, 409, 413, 415, 421, 425, 429]);
-
-/** Whether a 4xx of a bridged endpoint refuses the effect for good, unless its definition says otherwise. */
-export const isDefinitiveOfBridged = (status: number): boolean => !notDefinitive.has(status);
+export const isDefinitiveOfBridged = (status: number): boolean => status !== 404 && isDefinitiveByDefault(status);
 
 /** What balancers and rate limits say in place of an endpoint. */
 const notUp = new Set([408, 425, 429, 502, 503, 504]);

@@ -79,8 +79,8 @@ export function defineSwitchover<Replied extends MaybeReply = undefined>(definit
    */
   endpoint?: EndpointKind;
   /**
-   * For a bridged endpoint: whether a 4xx refuses the effect for good. Default: all but 401, 403, 404, 405, 407, 408, 409, 413,
-   * 415, 421, 425 and 429, with which the call stays owed. Give the bridge (`defineBridge`) the same.
+   * For a bridged endpoint: whether a 4xx refuses the effect for good. Default: 400, 410 and 422; with the others the
+   * call stays owed. Give the bridge (`defineBridge`) the same.
    */
   isDefinitive?: (status: number) => boolean;
   /** The event with which the consumer answers (docs/replies.md): whoever waits for `reply()` gets its data after the switch. */

@@ -220,10 +220,9 @@ describe('the bridge', () => {
     const began = performance.now();
     await Promise.all(Array.from({ length: 12 }, (_, index) => publish(`k${index}`, 1)));
     await waitFor(() => legacy.effects.length === 12, { what: 'all calls' });
-    const first = legacy.calls[0]!.atMs;
     for (const [index, call] of legacy.calls.entries()) {
-      // A timer may fire a millisecond early.
-      expect(call.atMs - first).toBeGreaterThanOrEqual(((index - 2) * 1_000) / 20 - 50);
+      // From before the first, which may itself be late; a timer may fire a millisecond early.
+      expect(call.atMs - began).toBeGreaterThanOrEqual(((index - 2) * 1_000) / 20 - 50);
     }
     expect(performance.now() - began).toBeGreaterThanOrEqual(400);
   });
@@ -281,4 +280,4 @@ test('killed in the middle of a call: made again with the same key, and reported
     `select a.kind, a.detail ->> 'effectKey' as key from turnout.alarm a`,
   );
   expect(rows).toEqual([{ kind: 'uncertain', key: JSON.parse(keys[2]!.toString()) as string }]);
-}, 60_000);
+}, 120_000);
