@@ -17,29 +17,21 @@ export { defaultCallRetry } from './deliver-call.ts';
 export type { CallRetryPolicy, Delivered, DeliveryOptions, OwedCall } from './deliver-call.ts';
 export { isPromotion, isStage, rampBucket, routeFor, stageChange, stages, transitions } from './stage.ts';
 export type { Routing, Stage, StageDecision, StageFacts, StageProblem, StageRequest, StageRow } from './stage.ts';
+export { latestCheck, recordCheck } from './check-store.ts';
+export type { RecordedCheck } from './check-store.ts';
+export { redrive, setStage, stepBack } from './stage-store.ts';
+export type { ProblemDetails } from './stage-store.ts';
 export {
   createdXidFinished,
-  latestCheck,
   openTransactionsOver,
-  recordCheck,
   recordSince,
-  redrive,
   registerSwitchover,
-  setStage,
-  stepBack,
-  switchoverHistory,
   switchoverNames,
   switchoverStart,
-  switchoverStatus,
-} from './stage-store.ts';
-export type {
-  ProblemDetails,
-  RecordedCheck,
-  Since,
-  StageChange,
-  SwitchoverStart,
-  SwitchoverStatus,
-} from './stage-store.ts';
+} from './start-store.ts';
+export type { Since, SwitchoverStart } from './start-store.ts';
+export { switchoverHistory, switchoverStatus } from './status-store.ts';
+export type { StageChange, SwitchoverStatus } from './status-store.ts';
 export { definitiveCodes, grpcCodeOfStatus, isDefinitiveCode, statusOfGrpcCode } from './grpc-codes.ts';
 export { endpointsOnce, requireBridged, requireEndpoints } from './require-endpoints.ts';
 export { rpcSweeper } from './sweeper.ts';
