@@ -1,6 +1,6 @@
 // What a proxy is told: where it listens, what stands behind it, and which calls of it become events.
 import type { Database } from '../database/index.ts';
-import { TurnoutError } from '../errors/index.ts';
+import { invalidDefinition } from '../errors/index.ts';
 import type { AnyEventDefinition, EventDefinition, Route } from '../event/index.ts';
 import { isName } from '../event/index.ts';
 import type { RpcAnswer, SwitchoverDefinition } from '../switchover/index.ts';
@@ -116,11 +116,14 @@ export function proxyRoute<Name extends string, Input, Data>(
 ): ProxyRoute {
   const { path, method, switchover, timeoutMs } = options;
   const pattern = parsePath(path);
-  if (pattern === undefined) throw invalid('path', `${JSON.stringify(path)} is no path of a route: /a/:name/b.`);
-  if (!/^[A-Z]+$/.test(method)) throw invalid('method', `${JSON.stringify(method)} is no method, such as POST.`);
+  if (pattern === undefined)
+    throw invalidDefinition('path', `${JSON.stringify(path)} is no path of a route: /a/:name/b.`);
+  if (!/^[A-Z]+$/.test(method))
+    throw invalidDefinition('method', `${JSON.stringify(method)} is no method, such as POST.`);
   if (!switchover?.eventTypes?.includes(event.name))
-    throw invalid('switchover', `The switchover of ${method} ${path} makes no calls for ${event.name}.`);
-  if (timeoutMs !== undefined && !(timeoutMs > 0)) throw invalid('timeoutMs', `${timeoutMs} is no time to wait.`);
+    throw invalidDefinition('switchover', `The switchover of ${method} ${path} makes no calls for ${event.name}.`);
+  if (timeoutMs !== undefined && !(timeoutMs > 0))
+    throw invalidDefinition('timeoutMs', `${timeoutMs} is no time to wait.`);
   return Object.freeze({ ...options, event, pattern });
 }
 
@@ -193,23 +196,26 @@ const shortestKeepMs = 3_600_000;
  */
 export function defineProxy<Tx>(options: ProxyOptions<Tx>): ProxyDefinition<Tx> {
   const { name, source, turnout, database, listen, routes, onOutboxFailure = 'closed' } = options;
-  if (!isName(name)) throw invalid('name', `${JSON.stringify(name)} can't be the name of a proxy.`);
-  if (!isName(source)) throw invalid('source', `${JSON.stringify(source)} can't be the name of a source.`);
+  if (!isName(name)) throw invalidDefinition('name', `${JSON.stringify(name)} can't be the name of a proxy.`);
+  if (!isName(source)) throw invalidDefinition('source', `${JSON.stringify(source)} can't be the name of a source.`);
   if (typeof turnout?.transaction !== 'function' || typeof turnout.publish !== 'function')
-    throw invalid('turnout', `Proxy ${name} needs what createTurnout gives.`);
-  if (typeof database?.within !== 'function') throw invalid('database', `Proxy ${name} has no database.`);
+    throw invalidDefinition('turnout', `Proxy ${name} needs what createTurnout gives.`);
+  if (typeof database?.within !== 'function') throw invalidDefinition('database', `Proxy ${name} has no database.`);
   if (!Number.isInteger(listen?.port) || listen.port < 0 || listen.port > 65_535)
-    throw invalid('listen.port', `Proxy ${name} can't listen on port ${listen?.port}.`);
+    throw invalidDefinition('listen.port', `Proxy ${name} can't listen on port ${listen?.port}.`);
   if (!Array.isArray(routes) || routes.length === 0)
-    throw invalid('routes', `Proxy ${name} records nothing: it has no routes.`);
+    throw invalidDefinition('routes', `Proxy ${name} records nothing: it has no routes.`);
   if (onOutboxFailure !== 'closed' && onOutboxFailure !== 'open')
-    throw invalid('onOutboxFailure', `Proxy ${name} can't have onOutboxFailure ${String(onOutboxFailure)}.`);
+    throw invalidDefinition('onOutboxFailure', `Proxy ${name} can't have onOutboxFailure ${String(onOutboxFailure)}.`);
   const keepMs = options.keepMs ?? 7 * 24 * 60 * 60 * 1000;
   if (!(keepMs >= shortestKeepMs))
-    throw invalid('keepMs', `Proxy ${name} keeps keys for ${keepMs} ms; it is an hour (3,600,000) at least.`);
+    throw invalidDefinition('keepMs', `Proxy ${name} keeps keys for ${keepMs} ms; it is an hour (3,600,000) at least.`);
   const target = URL.canParse(String(options.target)) ? new URL(options.target) : undefined;
   if (target === undefined || !/^https?:$/.test(target.protocol) || target.search !== '')
-    throw invalid('target', `Proxy ${name} has the target ${String(options.target)}; it is http://… or https://….`);
+    throw invalidDefinition(
+      'target',
+      `Proxy ${name} has the target ${String(options.target)}; it is http://… or https://….`,
+    );
   return Object.freeze({
     name,
     source,
@@ -231,8 +237,4 @@ export function defineProxy<Tx>(options: ProxyOptions<Tx>): ProxyDefinition<Tx> 
 /** What a call gave, where a reply is one. */
 export function isRpcAnswer(reply: unknown): reply is RpcAnswer {
   return typeof reply === 'object' && reply !== null && 'status' in reply && 'headers' in reply;
-}
-
-function invalid(path: string, what: string): TurnoutError {
-  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path } });
 }

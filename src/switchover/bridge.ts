@@ -12,7 +12,7 @@
 import { defineConsumer, endedAs } from '../consumer/index.ts';
 import type { ConsumerDefinition, DetachedContext } from '../consumer/index.ts';
 import type { Database } from '../database/index.ts';
-import { TurnoutError } from '../errors/index.ts';
+import { invalidDefinition, TurnoutError } from '../errors/index.ts';
 import type { AnyEventDefinition, Ordering, Reaction, TurnoutEvent } from '../event/index.ts';
 import type { RetryPolicy } from '../lifecycle/index.ts';
 import { isDefinitiveOfBridged, isUnanswered, meaningOf } from './bridged-answer.ts';
@@ -80,21 +80,24 @@ export interface BridgeDefinition<Tx = unknown> extends ConsumerDefinition<Tx> {
 export function defineBridge<Tx>(database: Database<Tx>, options: BridgeOptions): BridgeDefinition<Tx> {
   const { name, order, from, calls, rateLimit, timeoutMs = 10_000, isDefinitive = isDefinitiveOfBridged } = options;
   if (order !== 'key' && order !== 'none')
-    throw invalid('order', `Bridge ${name} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
+    throw invalidDefinition('order', `Bridge ${name} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
   if (!Number.isInteger(timeoutMs) || timeoutMs < 1 || timeoutMs > 600_000)
-    throw invalid('timeoutMs', `Bridge ${name} has timeoutMs ${timeoutMs}; it is a whole number up to 600,000.`);
+    throw invalidDefinition(
+      'timeoutMs',
+      `Bridge ${name} has timeoutMs ${timeoutMs}; it is a whole number up to 600,000.`,
+    );
   if (
     rateLimit !== undefined &&
     !(rateLimit.perSecond > 0 && Number.isFinite(rateLimit.perSecond) && rateLimit.burst >= 1)
   )
-    throw invalid(
+    throw invalidDefinition(
       'rateLimit',
       `Bridge ${name} has a rate limit that lets nothing through: ${JSON.stringify(rateLimit)}.`,
     );
-  if (!Array.isArray(calls) || calls.length === 0) throw invalid('calls', `Bridge ${name} has no calls.`);
+  if (!Array.isArray(calls) || calls.length === 0) throw invalidDefinition('calls', `Bridge ${name} has no calls.`);
   const unordered = calls.findIndex(({ event }) => order === 'key' && event.order !== 'key');
   if (unordered !== -1)
-    throw invalid(
+    throw invalidDefinition(
       `calls.${unordered}`,
       `Bridge ${name} is ordered by key, and ${calls[unordered]!.event.name} is not.`,
     );
@@ -226,8 +229,4 @@ function kept({ status, body }: RpcAnswer): { status: number; body: string | nul
 
 function textOf(body: unknown): string {
   return typeof body === 'string' ? body : (keptJson(body) ?? '');
-}
-
-function invalid(path: string, what: string): TurnoutError {
-  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path } });
 }

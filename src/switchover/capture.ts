@@ -11,7 +11,7 @@
 // of a gate it sees the answers to repeats too, and publishes nothing for them.
 // The handler runs once. A deadlock or a serialization failure, which `turnout.transaction` answers by running its work again,
 // is answered with 503 here, and nothing was written: the handler has answered already, and what it did elsewhere would be done twice.
-import { TurnoutError, isTurnoutError } from '../errors/index.ts';
+import { invalidDefinition, isTurnoutError } from '../errors/index.ts';
 import type { EventDefinition } from '../event/index.ts';
 import { silentLogger } from '../lifecycle/index.ts';
 import type { Logger } from '../lifecycle/index.ts';
@@ -87,10 +87,10 @@ export function createCapture<Tx, Name extends string, Input, Data, Request = un
 ): Endpoint<Request> {
   const { event, logger = silentLogger } = options;
   if (typeof turnout?.transaction !== 'function' || typeof turnout.publish !== 'function')
-    throw invalid('turnout', 'A capture needs what createTurnout gives.');
-  if (event?.name === undefined) throw invalid('event', 'A capture needs an event definition.');
+    throw invalidDefinition('turnout', 'A capture needs what createTurnout gives.');
+  if (event?.name === undefined) throw invalidDefinition('event', 'A capture needs an event definition.');
   if (typeof options.data !== 'function')
-    throw invalid('data', `The capture of ${event.name} has no function that gives its data.`);
+    throw invalidDefinition('data', `The capture of ${event.name} has no function that gives its data.`);
 
   return {
     consumer: `the capture of ${event.name}`,
@@ -194,8 +194,4 @@ function failed(error: unknown, event: string, logger: Logger): GateAnswer {
 
 function codeOf(error: unknown): string {
   return isTurnoutError(error) ? error.code : 'TURNOUT_HANDLER_FAILED';
-}
-
-function invalid(path: string, what: string): TurnoutError {
-  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path } });
 }

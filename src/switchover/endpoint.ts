@@ -11,7 +11,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { createHash } from 'node:crypto';
 import type { Database } from '../database/index.ts';
-import { isTurnoutError, TurnoutError } from '../errors/index.ts';
+import { invalidDefinition, isTurnoutError, TurnoutError } from '../errors/index.ts';
 import { isName } from '../event/index.ts';
 import type { Ordering } from '../event/index.ts';
 import { apply, defaultRetentionMs, ensureInboxPartition } from '../inbox/index.ts';
@@ -108,11 +108,18 @@ export interface Endpoint<Request = unknown> {
  */
 export function createEndpoint<Tx, Request = unknown>(options: EndpointOptions<Tx, Request>): Endpoint<Request> {
   const { consumer, order, unkeyed = 'allow', logger = silentLogger } = options;
-  if (!isName(consumer)) throw invalid('consumer', `${JSON.stringify(consumer)} can't be the name of a consumer.`);
+  if (!isName(consumer))
+    throw invalidDefinition('consumer', `${JSON.stringify(consumer)} can't be the name of a consumer.`);
   if (order !== 'key' && order !== 'none')
-    throw invalid('order', `The endpoint of ${consumer} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`);
+    throw invalidDefinition(
+      'order',
+      `The endpoint of ${consumer} has order ${JSON.stringify(order)}; it is 'key' or 'none'.`,
+    );
   if (options.shadow !== undefined && options.shadow.consumer !== consumer)
-    throw invalid('shadow', `The endpoint of ${consumer} can't be compared with consumer ${options.shadow.consumer}.`);
+    throw invalidDefinition(
+      'shadow',
+      `The endpoint of ${consumer} can't be compared with consumer ${options.shadow.consumer}.`,
+    );
   const shadowed = endpointShadow(options.database, consumer, options.shadow, logger);
 
   const recorder = options.recordCallers === false ? undefined : callerRecorder(options.database, consumer, { logger });
@@ -323,8 +330,4 @@ function readArrival<Request>({ headers }: GateRequest<Request>, consumer: strin
 function hashOf(body: unknown): string {
   const bytes = body instanceof Uint8Array || typeof body === 'string' ? body : (JSON.stringify(body) ?? '');
   return createHash('sha256').update(bytes).digest('hex');
-}
-
-function invalid(path: string, what: string): TurnoutError {
-  return new TurnoutError('TURNOUT_DEFINITION_INVALID', what, { details: { path } });
 }
