@@ -13,48 +13,22 @@ import type { Arrival } from '../../src/inbox/index.ts';
 import { sleep } from '../../src/lifecycle/index.ts';
 import type { Service } from '../../src/lifecycle/index.ts';
 import { callHeaders, createEndpoint } from '../../src/switchover/index.ts';
-import { inMemoryBroker } from '../../src/testing/index.ts';
-import type { InMemoryBroker } from '../../src/testing/index.ts';
-import { uniqueName, waitFor } from '../support/index.ts';
-import type { Database as TestDatabase } from '../support/index.ts';
-import { database } from '../support/vitest.ts';
-import { consumerTemplate, eventsOf, memoryLogger, messageOf } from './fixtures/consumer.ts';
-import type { Given } from './fixtures/consumer.ts';
+import { waitFor } from '../support/index.ts';
+import { consumerBed } from './fixtures/consumer-bed.ts';
+import type { ConsumerBed } from './fixtures/consumer-bed.ts';
+import { memoryLogger } from './fixtures/consumer.ts';
 
-let broker: InMemoryBroker;
-let bed: TestDatabase;
-let pool: Pool;
-let topic: string;
-let events: ReturnType<typeof eventsOf>;
-let logger: ReturnType<typeof memoryLogger>;
-let services: Service[];
-let offset: number;
+let { broker, bed, pool, topic, events, logger, services, send, effects, untilEffects } = {} as ConsumerBed;
+let stop: ConsumerBed['stop'];
 
 beforeEach(async () => {
-  broker = inMemoryBroker({ rebalanceTimeoutMs: 300 });
-  bed = await database({ template: consumerTemplate });
-  pool = bed.pool({ max: 8 });
-  topic = uniqueName('orders');
-  events = eventsOf(topic);
-  logger = memoryLogger();
-  services = [];
-  offset = 0;
-  await broker.topics().create([{ name: topic, partitions: 2 }]);
+  ({ broker, bed, pool, topic, events, logger, services, send, effects, untilEffects, stop } = await consumerBed({
+    partitions: 2,
+    rebalanceTimeoutMs: 300,
+  }));
 });
 
-afterEach(async () => {
-  for (const each of services) await each.stop();
-});
-
-async function send(...given: (Given & { partition?: number })[]): Promise<void> {
-  const publisher = broker.publisher();
-  await publisher.connect();
-  for (const each of given) {
-    const numbered = 'number' in each ? each : { ...each, number: ++offset };
-    await publisher.send([{ topic, partition: each.partition ?? 0, messages: [messageOf(topic, numbered)] }]);
-  }
-  await publisher.disconnect();
-}
+afterEach(() => stop());
 
 const leaveEffect = async (tx: Client, { orderId, step }: { orderId: string; step: number }): Promise<void> =>
   void (await tx.query('insert into effect (order_id, step) values ($1, $2)', [orderId, step]));
@@ -89,16 +63,6 @@ async function start(definition: ConsumerDefinition<Client>): Promise<Service> {
   services.push(service);
   await service.start();
   return service;
-}
-
-async function effects(): Promise<string[]> {
-  const { rows } = await pool.query<{ what: string }>("select order_id || ' ' || step as what from effect order by id");
-  return rows.map((row) => row.what);
-}
-
-async function untilEffects(...expected: string[]): Promise<void> {
-  await waitFor(async () => (await effects()).length >= expected.length, { what: 'effects', deadlineMs: 15_000 });
-  expect(await effects()).toEqual(expected);
 }
 
 async function one<Value>(sql: string): Promise<Value | undefined> {

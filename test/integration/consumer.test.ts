@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import type { Pool, PoolClient as Client } from 'pg';
+import type { PoolClient as Client } from 'pg';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { joinPool, pgDatabase } from '../../adapters/pg/index.ts';
 import { defineConsumer, runConsumer } from '../../src/consumer/index.ts';
@@ -10,47 +10,22 @@ import type { Message, Stamp, Turn } from '../../src/event/index.ts';
 import { apply, ensureInboxPartition } from '../../src/inbox/index.ts';
 import { sleep } from '../../src/lifecycle/index.ts';
 import type { Service } from '../../src/lifecycle/index.ts';
-import { inMemoryBroker } from '../../src/testing/index.ts';
-import type { InMemoryBroker } from '../../src/testing/index.ts';
-import { uniqueName, waitFor } from '../support/index.ts';
+import { waitFor } from '../support/index.ts';
+import { consumerBed } from './fixtures/consumer-bed.ts';
+import type { ConsumerBed } from './fixtures/consumer-bed.ts';
 import { hammer } from '../support/service-stress.ts';
 import { database } from '../support/vitest.ts';
-import { consumerTemplate, eventsOf, memoryLogger, messageOf } from './fixtures/consumer.ts';
+import { eventsOf, messageOf } from './fixtures/consumer.ts';
 import type { Given } from './fixtures/consumer.ts';
 
-let broker: InMemoryBroker;
-let pool: Pool;
-let topic: string;
-let events: ReturnType<typeof eventsOf>;
-let logger: ReturnType<typeof memoryLogger>;
-let services: Service[];
-let offset: number;
+let { broker, pool, topic, events, logger, services, send, effects, untilEffects } = {} as ConsumerBed;
+let stop: ConsumerBed['stop'];
 
 beforeEach(async () => {
-  broker = inMemoryBroker();
-  pool = (await database({ template: consumerTemplate })).pool({ max: 8 });
-  topic = uniqueName('orders');
-  events = eventsOf(topic);
-  logger = memoryLogger();
-  services = [];
-  offset = 0;
-  await broker.topics().create([{ name: topic, partitions: 1 }]);
+  ({ broker, pool, topic, events, logger, services, send, effects, untilEffects, stop } = await consumerBed());
 });
 
-afterEach(async () => {
-  for (const service of services) await service.stop();
-});
-
-/** Writes events to partition 0, numbered one after the other unless they say otherwise. */
-async function send(...given: (Given & { partition?: number })[]): Promise<void> {
-  const publisher = broker.publisher();
-  await publisher.connect();
-  for (const each of given) {
-    const numbered = 'number' in each ? each : { ...each, number: ++offset };
-    await publisher.send([{ topic, partition: each.partition ?? 0, messages: [messageOf(topic, numbered)] }]);
-  }
-  await publisher.disconnect();
-}
+afterEach(() => stop());
 
 async function sendRaw(message: Message): Promise<void> {
   const publisher = broker.publisher();
@@ -93,16 +68,6 @@ async function start(options: Options = {}): Promise<Service> {
   const service = run(consumerOf(options));
   await service.start();
   return service;
-}
-
-async function effects(): Promise<string[]> {
-  const { rows } = await pool.query<{ what: string }>("select order_id || ' ' || step as what from effect order by id");
-  return rows.map((row) => row.what);
-}
-
-async function untilEffects(...expected: string[]): Promise<void> {
-  await waitFor(async () => (await effects()).length >= expected.length, { what: `${expected.length} effects` });
-  expect(await effects()).toEqual(expected);
 }
 
 async function untilPosition(next: number): Promise<void> {

@@ -1,6 +1,6 @@
 // Events that are held: when they come back, in which order they go on, and that none is left for ever.
 import { randomUUID } from 'node:crypto';
-import type { Pool, PoolClient } from 'pg';
+import type { PoolClient } from 'pg';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { pgDatabase } from '../../adapters/pg/index.ts';
 import { defineConsumer, runConsumer } from '../../src/consumer/index.ts';
@@ -12,44 +12,21 @@ import { apply, ensureInboxPartition, hold } from '../../src/inbox/index.ts';
 import type { Arrival, Verdict } from '../../src/inbox/index.ts';
 import { sleep } from '../../src/lifecycle/index.ts';
 import type { Service } from '../../src/lifecycle/index.ts';
-import { inMemoryBroker } from '../../src/testing/index.ts';
-import type { InMemoryBroker } from '../../src/testing/index.ts';
-import { uniqueName, waitFor } from '../support/index.ts';
-import { database } from '../support/vitest.ts';
-import { consumerTemplate, eventsOf, memoryLogger, messageOf, orderSchema } from './fixtures/consumer.ts';
+import { waitFor } from '../support/index.ts';
+import { consumerBed } from './fixtures/consumer-bed.ts';
+import type { ConsumerBed } from './fixtures/consumer-bed.ts';
+import { messageOf, orderSchema } from './fixtures/consumer.ts';
 import type { Given, Order } from './fixtures/consumer.ts';
 
-let broker: InMemoryBroker;
-let pool: Pool;
-let topic: string;
-let events: ReturnType<typeof eventsOf>;
-let logger: ReturnType<typeof memoryLogger>;
-let services: Service[];
-let offset: number;
+let { broker, pool, topic, events, logger, services, send, effects, untilEffects } = {} as ConsumerBed;
+let stop: ConsumerBed['stop'];
 const plainType = 'orders.order-noted';
 
 beforeEach(async () => {
-  broker = inMemoryBroker();
-  pool = (await database({ template: consumerTemplate })).pool({ max: 8 });
-  topic = uniqueName('orders');
-  events = eventsOf(topic);
-  logger = memoryLogger();
-  services = [];
-  offset = 0;
-  await broker.topics().create([{ name: topic, partitions: 1 }]);
+  ({ broker, pool, topic, events, logger, services, send, effects, untilEffects, stop } = await consumerBed());
 });
 
-afterEach(async () => {
-  for (const service of services) await service.stop();
-});
-
-async function send(...given: Given[]): Promise<void> {
-  const publisher = broker.publisher();
-  await publisher.connect();
-  const messages = given.map((each) => messageOf(topic, { ...each, number: ++offset }));
-  await publisher.send([{ topic, partition: 0, messages }]);
-  await publisher.disconnect();
-}
+afterEach(() => stop());
 
 const numbered = (number: number): Pick<Given, 'routes'> => {
   const stamp: Stamp = { consumer: 'email', route: 'event', epoch: 1, shadow: false, turn: { generation: 1, number } };
@@ -91,16 +68,6 @@ async function start(
   services.push(service);
   await service.start();
   return service;
-}
-
-async function effects(): Promise<string[]> {
-  const { rows } = await pool.query<{ what: string }>("select order_id || ' ' || step as what from effect order by id");
-  return rows.map((row) => row.what);
-}
-
-async function untilEffects(...expected: string[]): Promise<void> {
-  await waitFor(async () => (await effects()).length >= expected.length, { what: `${expected.length} effects` });
-  expect(await effects()).toEqual(expected);
 }
 
 interface Row {
