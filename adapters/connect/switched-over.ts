@@ -123,7 +123,9 @@ function responseTo(
     // It came as an event, or was too large to keep: there is no message but the empty one.
     const message = kind === kindOfMessage ? fromBinary(method.output, answer.body) : create(method.output);
     // Connect answers as it was asked in each of its protocols; what is returned here replaces what it has set already.
-    header.set('content-type', request.header.get('content-type') ?? 'application/proto');
+    const asked = request.header.get('content-type') ?? 'application/proto';
+    header.set('content-type', asked);
+    if (asked.startsWith('application/grpc')) trailer.set('grpc-status', '0');
     return { stream: false, service, method, message, header, trailer };
   }
   throw new ConnectError(refusalText(answer.body), grpcCodeOfStatus(answer.status), header);

@@ -12,11 +12,11 @@ import { Gate } from './gate.ts';
  * Turnout's headers go through untouched. `endpoint` is the endpoint, or the token under which a module provides it.
  *
  * It is an interceptor, so Nest's order holds: guards come before the gate, and what they refuse has no outcome. Pipes, the method, and
- * interceptors that are nearer to it are part of the effect; an `HttpException` with a definitive 4xx refuses it. Exception
- * filters come after the gate and give repeats the same form.
+ * interceptors that are nearer to it are part of the effect. What interceptors around it and exception filters make of the answer is
+ * what is held back, judged by its status, and given to repeats.
  *
- * Throws TURNOUT_DEFINITION_INVALID for a method that sends its answer itself (`@Res()` without `passthrough`): nobody could
- * hold it back.
+ * Throws TURNOUT_DEFINITION_INVALID for a method that sends its answer itself (`@Res()` without `passthrough`): those would have no
+ * part in it.
  *
  * @example
  * @Post('confirmations')
