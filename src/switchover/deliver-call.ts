@@ -69,6 +69,8 @@ export const defaultCallRetry: CallRetryPolicy = {
 
 /** How often one delivery sends missing events before it leaves the rest to the next. */
 const maxResends = 3;
+/** From which attempt on a call that finds events of its key missing again is told of, and made less often. */
+const missingForGood = 5;
 /** How many missing events are read and sent at a time. */
 const resendPage = 100;
 
@@ -190,9 +192,10 @@ async function callUntilAnswered(owed: OwedCall, options: DeliveryOptions): Prom
         if (++resends > maxResends)
           return {
             kind: 'pending',
-            why: 'events of the key are missing at the consumer',
+            why: 'events of the key are missing at the consumer, though they were sent to it: docs/inbox.md, “When a key waits”',
             needsSomeone: false,
-            soon: true,
+            // What goes on and on is no race any more, and somebody is told.
+            soon: owed.attempt < missingForGood,
           };
         const failure = await sendMissing(owed, next.after, options);
         if (failure !== undefined) return failure;

@@ -8,11 +8,13 @@ import { formatRoutes, on } from '../../src/event/index.ts';
 import type { Turn } from '../../src/event/index.ts';
 import { apply, hold, intend, nextHeld, release, settle } from '../../src/inbox/index.ts';
 import type { Arrival } from '../../src/inbox/index.ts';
+import { defineSwitchover, rpcSweeper } from '../../src/switchover/index.ts';
 import { inMemoryBroker } from '../../src/testing/index.ts';
 import { migrated } from '../support/migrated.ts';
 import { uniqueName, waitFor } from '../support/index.ts';
 import { database } from '../support/vitest.ts';
 import { eventsOf, memoryLogger, messageOf } from './fixtures/consumer.ts';
+import { OrderPlaced, producer } from './fixtures/switchover-world.ts';
 
 const pool: Pool = (await database({ template: migrated('consumer') })).pool({ max: 8 });
 await pool.query('create table effects (id bigint generated always as identity, what text)');
@@ -347,6 +349,47 @@ test('a running consumer goes on behind an event that came twice', async () => {
   expect(await steps()).toEqual([1, 4, 2, 3]);
   await publisher.disconnect();
   await running.stop();
+});
+
+test('the publisher tells of a call that finds events of its key missing again and again', async () => {
+  const orders = await producer();
+  const definition = defineSwitchover({
+    name: 'order-email',
+    consumer: 'email',
+    order: 'key',
+    rpc: [
+      on(OrderPlaced, ({ data }) =>
+        data.step === 1
+          ? { status: 200, headers: { 'turnout-outcome': 'duplicate' }, body: {} }
+          : {
+              status: 425,
+              headers: { 'turnout-error': 'TURNOUT_EFFECT_EARLY', 'turnout-last-number': '1.0' },
+              body: {},
+            },
+      ),
+    ],
+  });
+  await orders.register(definition);
+  await orders.pool.query(
+    `select turnout.publish('orders', 'orders.order-placed', 1, 'a', json_build_object('orderId', 'a', 'step', n), switchovers => '{order-email}')
+       from generate_series(1, 2) n`,
+  );
+  await orders.pool.query('update turnout.rpc_delivery set attempts = 3 where number = 2');
+  const logger = memoryLogger();
+  const retry = { attempts: 1, firstDelayMs: 1, maxDelayMs: 60_000 };
+  const sweeper = rpcSweeper({
+    source: 'orders',
+    database: orders.database,
+    switchovers: [definition],
+    logger,
+    pollMs: 10,
+    retry,
+  });
+  await sweeper.start();
+  const told = () => logger.lines.filter(({ message }) => message === 'A call is still owed.');
+  await waitFor(() => told().length > 0, { what: 'the warning', deadlineMs: 10_000 });
+  await sweeper.stop();
+  expect(told()[0]!.fields).toMatchObject({ attempt: 5, why: expect.stringContaining('“When a key waits”') as string });
 });
 
 describe('turnout.pass_number', () => {
