@@ -157,10 +157,13 @@ function scopeOf({ source, topic, eventTypes }: EvidenceScope): EvidenceScope {
 }
 
 /** Whether evidence counts what was asked for, and not more: a service that drops a part of the question proves nothing. */
-export function answers({ of }: Partial<Pick<ConsumerEvidence, 'of'>>, asked: EvidenceScope): boolean {
+export function answers(
+  { of, withinMs }: Pick<ConsumerEvidence, 'withinMs'> & Partial<Pick<ConsumerEvidence, 'of'>>,
+  asked: EvidenceQuestion,
+): boolean {
   const text = ({ source, topic, eventTypes = [] }: EvidenceScope): string =>
     JSON.stringify([source ?? null, topic ?? null, eventTypes.toSorted()]);
-  return text(of ?? {}) === text(asked);
+  return text(of ?? {}) === text(asked) && (asked.withinMs === undefined || withinMs <= asked.withinMs);
 }
 
 /** A held event of the switchover; one of unknown type may be. */

@@ -188,6 +188,10 @@ describe('turnout switch', () => {
       expect(await asked('event')).toMatchObject({ epoch: 5 });
       await w.publish(9);
       await w.allRead(27);
+      // The endpoint tells of its calls a second after the first one; a fast machine is here before.
+      await waitFor(async () => (await w.to.pool.query('select from turnout.endpoint_seen')).rowCount! > 0, {
+        what: 'the endpoint to tell that it is called',
+      });
       expect(await asked('done')).toMatchObject({ epoch: 6 });
       await w.publish(10);
       await w.allRead(30);
