@@ -63,6 +63,8 @@ begin
       ('turnout_consumer', 'delete_old_shadow'),
       ('turnout_operator', 'waive_mismatch'),
       ('turnout_operator', 'watch_table'),
+      -- What a watched table calls: who makes the trigger has to be allowed to.
+      ('turnout_operator', 'capture_write'),
       ('turnout_operator', 'unwatch_table'),
       ('turnout_operator', 'record_check'),
       -- Made anew, with one parameter more, since 000001 granted them.

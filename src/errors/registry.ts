@@ -115,7 +115,8 @@ export const errorKinds = {
   TURNOUT_STAGE_ORDER: {
     retryable: false,
     sqlState: 'TU024',
-    remedy: 'Go one after the other: rpc, shadow, ramp, event, done; automatic changes only go back.',
+    remedy:
+      'Go one after the other: rpc, shadow, ramp, event, done; automatic changes only go back, and `--redrive` goes with rpc.',
   },
   TURNOUT_STAGE_CHANGED: {
     retryable: false,

@@ -529,6 +529,19 @@ describe('is refused', () => {
   });
 });
 
+test('an operator watches the tables that it owns, and no others', async () => {
+  const w = await world();
+  const pool = await w.as('operator', 1);
+  const { rows } = await pool.query<{ login: string }>('select current_user::text as login');
+  await w.owner.query(`create schema app authorization ${rows[0]!.login}; create table public.foreign_mail (id int)`);
+  await pool.query('create table app.mail (id int)');
+  await pool.query(`select turnout.watch_table('app.mail')`);
+  expect((await pool.query('select name from turnout.watched_table')).rows).toEqual([{ name: 'app.mail' }]);
+  await pool.query(`select turnout.unwatch_table('app.mail')`);
+  expect(await outcomeOf(pool, `select turnout.watch_table('public.foreign_mail')`)).toBe(insufficientPrivilege);
+  await w.owner.query('drop schema app cascade');
+});
+
 test('every function is granted to a role, or is only called by others', async () => {
   const { owner } = await world();
   const { rows } = await owner.query<{ name: string }>(`
@@ -540,10 +553,10 @@ test('every function is granted to a role, or is only called by others', async (
   expect(rows.map((row) => row.name)).toEqual([
     'alarm_once',
     'bad_header',
-    'capture_write',
     'change_stage',
     'check_begun',
     'close_calls',
+    'consumed_snapshot',
     'count_sequence',
     'decide_effect',
     'enter_effect',
