@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { isDefinitiveOfBridged, isUnanswered, meaningOf } from '../../src/switchover/bridged-answer.ts';
+import { keptJson } from '../../src/switchover/kept-json.ts';
 import { afterAnswer, defineSwitchover } from '../../src/switchover/index.ts';
 import type { Answered } from '../../src/switchover/index.ts';
 
@@ -65,4 +66,10 @@ test('isDefinitive is for bridged endpoints only, and there are two kinds', () =
   const rest = { name: 'a', consumer: 'b', order: 'none', rpc: [] } as const;
   expect(() => defineSwitchover({ ...rest, isDefinitive: () => true })).toThrow(/isDefinitive/);
   expect(() => defineSwitchover({ ...rest, endpoint: 'other' as never })).toThrow(/endpoint/);
+});
+
+test('what is kept of an answer never makes its effect fail: a bigint is its digits, a cycle is nothing', () => {
+  const cycle: Record<string, unknown> = {};
+  cycle['itself'] = cycle;
+  expect([keptJson({ id: 12n }), keptJson(cycle), keptJson(undefined)]).toEqual(['{"id":"12"}', undefined, undefined]);
 });
