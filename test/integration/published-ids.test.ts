@@ -114,15 +114,18 @@ test('who holds the key does not wait for one that waits for the key', async () 
   const orders = await producer();
   const turnout = orders.turnout([]);
   const id = randomUUID();
-  const client = await orders.pool.connect();
-  await client.query('begin');
-  await turnout.publish(client, OrderPlaced, order('a', 1));
-  const second = turnout.transaction((tx) => turnout.publish(tx, OrderPlaced, order('a', 2), { id }));
+  // Nothing is tried again here: a deadlock would be told.
+  const [holder, later] = [await orders.pool.connect(), await orders.pool.connect()];
+  await holder.query('begin');
+  await later.query('begin');
+  await turnout.publish(holder, OrderPlaced, order('a', 1));
+  const second = turnout.publish(later, OrderPlaced, order('a', 2), { id });
   await waitFor(() => waits(orders), { what: 'the second to wait', deadlineMs: 5_000 });
-  const first = await turnout.publish(client, OrderPlaced, order('a', 2), { id });
-  await client.query('commit');
-  client.release();
+  const first = await turnout.publish(holder, OrderPlaced, order('a', 2), { id });
+  await holder.query('commit');
   expect((await second).seq).toBe(first.seq);
+  await later.query('commit');
+  for (const client of [holder, later]) client.release();
 });
 
 test('known, new and nameless events come out in the order given', async () => {
