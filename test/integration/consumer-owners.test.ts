@@ -10,7 +10,6 @@ import { on } from '../../src/event/index.ts';
 import type { Stamp } from '../../src/event/index.ts';
 import { apply } from '../../src/inbox/index.ts';
 import type { Arrival } from '../../src/inbox/index.ts';
-import { sleep } from '../../src/lifecycle/index.ts';
 import type { Service } from '../../src/lifecycle/index.ts';
 import { callHeaders, createEndpoint } from '../../src/switchover/index.ts';
 import { waitFor } from '../support/index.ts';
@@ -268,20 +267,23 @@ describe('a claim', () => {
   test('lets the transaction of the earlier owner have its time to finish', async () => {
     await send({ orderId: 'a', step: 1 });
     let begun = false;
+    const claiming = bed.pool({ max: 1 });
+    let tries = 0;
+    claiming.on('acquire', () => tries++);
     await start(
       consumerOf({
-        graceMs: 5_000,
+        graceMs: 20_000,
         handlers: [
           on(events.placed, async (event, { tx }) => {
             begun = true;
-            await sleep(4_000);
+            await waitFor(() => tries >= 4, { what: 'a claim that has waited three times', deadlineMs: 20_000 });
             await leaveEffect(tx, event.data);
           }),
         ],
       }),
     );
     await waitFor(() => begun, { what: 'the handler' });
-    await claimOf(pool, 5_000);
+    await claimOf(claiming, 20_000);
     expect(await effects()).toEqual(['a 1']);
     expect(await position()).toBe(1);
   });
@@ -297,7 +299,9 @@ describe('a claim', () => {
     const migration = await paused();
     await migration.query('lock table turnout.assignment in access exclusive mode');
     const first = claimOf(pool, 0);
-    await sleep(2_500);
+    await waitFor(() => silent.lines.some(({ message }) => message.includes('can’t be claimed yet')), {
+      what: 'the claim to have looked for transactions to end',
+    });
     await migration.query('commit');
     migration.release();
     const [again] = await first;
