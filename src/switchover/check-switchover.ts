@@ -69,7 +69,10 @@ async function collectFacts(options: CheckOptions, state: SwitchoverState): Prom
   const { source, database, name, target, rules, broker } = options;
   const { consumer, topic, stage, inStageMs } = state;
   // What was given up is asked for since the stage was set; for `done`, for all of the quiet time.
-  const withinMs = target === 'done' ? Math.max(inStageMs, (rules?.quietDays ?? 7) * aDayMs) : inStageMs;
+  const stageMs = target === 'done' ? Math.max(inStageMs, (rules?.quietDays ?? 7) * aDayMs) : inStageMs;
+  // The question is on its way for a moment, in which the window moves on. The first calls of shadow must not fall out of it, or
+  // their copies would come without them; of the stage before there are none.
+  const withinMs = stage === 'shadow' ? stageMs + 1_000 : stageMs;
   const [[status], asked, running] = await Promise.all([
     switchoverStatus(database, source, name),
     askForEvidence(options, { ...scopeOf(state), withinMs, shadow: stage === 'shadow' }),

@@ -162,6 +162,8 @@ describe('two switchovers of one consumer', () => {
   });
 
   test('what an earlier stay in shadow has found does not count for a new one', async () => {
+    await pool.query(`update turnout.shadow_call set called_at = called_at - interval '1 minute'`);
+    await pool.query(`update turnout.shadow_arrival set arrived_at = arrived_at - interval '1 minute'`);
     await force('cancelled', 'rpc');
     await force('cancelled', 'shadow');
     const again = await check('cancelled', 'event');
