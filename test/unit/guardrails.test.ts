@@ -50,6 +50,33 @@ describe('breached', () => {
     expect(rulesOf(failing(0, 1), { minFailed: 0 })).toEqual(['failed']);
   });
 
+  test('counts refusals when their share is surely too large, and events that are held for too long', () => {
+    const of = (applied: number, rejected: number, skipped = 0) =>
+      facts({
+        evidence: evidence({
+          withinMs: 60_000,
+          outcomes: [
+            { path: 'event', outcome: 'applied', count: applied, newest: at },
+            { path: 'event', outcome: 'rejected', count: rejected, newest: at },
+            { path: 'event', outcome: 'skipped', count: skipped, newest: at },
+            { path: 'rpc', outcome: 'applied', count: 50_000, newest: at },
+          ],
+        }),
+      });
+    expect(rulesOf(of(0, 5_000, 5_000))).toEqual(['rejected']);
+    expect(rulesOf(of(70, 30))).toEqual([]);
+    expect(rulesOf(of(700, 300))).toEqual(['rejected']);
+    expect(rulesOf(of(700, 300), { maxRejectedPercent: 50 })).toEqual([]);
+    expect(rulesOf(of(0, 5_000), { maxRejectedPercent: false })).toEqual([]);
+    const waiting = (waitingMs: number) => facts({ evidence: { ...seen(), waitingMs } });
+    expect([rulesOf(waiting(300_000)), rulesOf(waiting(300_001))]).toEqual([[], ['held']]);
+  });
+
+  test('tells no share of more outcomes than are counted, unless most have failed', () => {
+    const many = (parked: number) => breached(facts({ evidence: seen({ applied: 100_000, parked }) })).verdict;
+    expect([many(1_000), many(12_000), many(100_001)]).toEqual(['fine', 'inconclusive', 'breached']);
+  });
+
   test('counts new alarms only', () => {
     expect(rulesOf(facts({ evidence: seen({ holes: 1 }) }))).toEqual(['alarms']);
     expect(rulesOf(facts({ evidence: seen({ old: 5 }) }))).toEqual([]);
