@@ -374,7 +374,7 @@ describe('one effect', () => {
   });
 
   test('whose handler never answers is given up, and what it goes on to write is refused', async () => {
-    const s = await service({ handlerTimeoutMs: 100 });
+    const s = await service({ handlerTimeoutMs: 1_000 });
     const { handler } = s.behaviour;
     let go: () => void = () => undefined;
     const gate = new Promise<void>((resolve) => (go = resolve));
