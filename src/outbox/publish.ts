@@ -54,13 +54,13 @@ export interface PublishOptions {
 interface PublishedRow {
   readonly seq: string;
   readonly id: string;
-  readonly version: number;
+  readonly version: string;
   readonly topic: string;
   readonly key: string | null;
   readonly ms: string;
   readonly stamps: string;
   /** These three only where ids were given. */
-  readonly is_known?: boolean;
+  readonly is_known?: 'true' | 'false';
   /** Of a known event, while the outbox has it. */
   readonly data?: string | null;
   readonly headers?: string | null;
@@ -74,16 +74,16 @@ interface StoredStamp extends Omit<PublishedStamp, 'turn' | 'shadow'> {
 
 // Text in, text out: what the user has told the driver about types changes nothing.
 const publishStatement = `
-  select p.seq, p.id::text as id, p.version, p.topic, p.key,
+  select p.seq, p.id::text as id, p.version::text as version, p.topic, p.key,
          (extract(epoch from p.occurred_at) * 1000)::bigint::text as ms, p.stamps::text as stamps
   from turnout.publish_events($1, $2::text::json, deliver => $3::text::boolean) p
   order by p.seq::bigint`;
 
 /** For events of which some have ids of their own, which are published once. Known ones have lower numbers than new ones beside them. */
 const publishOnceStatement = `
-  select p.seq, p.id::text as id, p.version, p.topic, p.key,
+  select p.seq, p.id::text as id, p.version::text as version, p.topic, p.key,
          (extract(epoch from p.occurred_at) * 1000)::bigint::text as ms, p.stamps::text as stamps,
-         p.is_known, p.data::text as data, p.headers::text as headers
+         p.is_known::text as is_known, p.data::text as data, p.headers::text as headers
   from turnout.publish_once($1, $2::text::json, deliver => $3::text::boolean) p
   order by p.place`;
 
@@ -130,7 +130,7 @@ export async function publishEvents(
       time: new Date(Number(row.ms)),
       ...contentOf(row, stored[index]!.data, event.headers),
       stamps: (JSON.parse(row.stamps) as StoredStamp[]).map(stampOf),
-      isKnown: row.is_known === true,
+      isKnown: row.is_known === 'true',
     };
   });
 }
