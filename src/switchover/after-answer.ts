@@ -39,8 +39,7 @@ export function afterAnswer(turn: Turn | undefined, answered: Answered, callee: 
   if (answered.kind === 'failed') return { kind: 'pending', why: answered.why, needsSomeone: false };
   const { status, headers } = answered;
   const outcome = readOutcome(headers);
-  if (outcome !== undefined)
-    return { kind: 'done', outcome, rejected: isRejected(outcome, status) };
+  if (outcome !== undefined) return { kind: 'done', outcome, rejected: isRejected(outcome, status) };
   const error = headers['turnout-error']?.trim();
   if (error === undefined && callee.endpoint === 'bridged') return afterBridgedAnswer(status, callee);
   if (error === undefined) {
