@@ -218,15 +218,6 @@ export const errorKinds = {
     retryable: false,
     remedy: 'Leave one switchedOver on the route: a gate can’t stand in the transaction of another, nor of itself.',
   },
-  TURNOUT_REQUEST_TOO_LARGE: {
-    retryable: false,
-    remedy:
-      'Requests are read before their handler reads them, to tell one from another; raise maxRequestBytes, or send less.',
-  },
-  TURNOUT_GATE_NESTED: {
-    retryable: false,
-    remedy: 'Leave one switchedOver on the route: a gate can’t stand in the transaction of another, nor of itself.',
-  },
   TURNOUT_UNAUTHENTICATED: {
     retryable: false,
     remedy: 'Send the credentials that the endpoint’s authenticate() expects.',
