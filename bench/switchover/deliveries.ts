@@ -99,10 +99,10 @@ export async function benchDeliveries({
   }
 }
 
-/** As in src/switchover/deliver-call.ts. */
+/** As in src/switchover/calls/deliver-call.ts. */
 const answer = `delete from turnout.rpc_delivery where effect_key = $1 returning set_config('synchronous_commit', 'off', true)`;
 
-/** What the sweeper looks for each second; see src/switchover/sweeper.ts. */
+/** What the sweeper looks for each second; see src/switchover/calls/sweeper.ts. */
 const adopt = `select c.effect_key from turnout.rpc_delivery c
   where c.source = 'bench' and c.switchover = 'ordered' and c.due_at is null limit 1000`;
 

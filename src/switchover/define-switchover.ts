@@ -1,11 +1,11 @@
 import { TurnoutError } from '../errors/index.ts';
 import { isName } from '../event/index.ts';
 import type { AnyEventDefinition, Ordering, Reaction } from '../event/index.ts';
-import type { EndpointKind } from './bridged-answer.ts';
-import { validateCheckRules } from './check-rules.ts';
-import type { CheckRules } from './check-rules.ts';
-import { validateGuardrailRules } from './guardrails.ts';
-import type { GuardrailRules } from './guardrails.ts';
+import type { EndpointKind } from './calls/bridged-answer.ts';
+import { validateCheckRules } from './checks/check-rules.ts';
+import type { CheckRules } from './checks/check-rules.ts';
+import { validateGuardrailRules } from './checks/guardrails.ts';
+import type { GuardrailRules } from './checks/guardrails.ts';
 
 /** What a call is made with. It depends on the event and on service credentials only: a re-driven call has no user's token. */
 export interface RpcCall {

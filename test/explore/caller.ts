@@ -5,10 +5,10 @@
 import type { Outcome } from '../../src/inbox/index.ts';
 import { afterAnswer } from '../../src/switchover/index.ts';
 import type { Answered, Next } from '../../src/switchover/index.ts';
-import { adopt, claimable } from '../../src/switchover/due.ts';
-import type { OwedRow } from '../../src/switchover/due.ts';
-import { answerTo, outcomeOf } from '../../src/switchover/gate-answer.ts';
-import type { HandlerAnswer } from '../../src/switchover/gate-answer.ts';
+import { adopt, claimable } from '../../src/switchover/calls/due.ts';
+import type { OwedRow } from '../../src/switchover/calls/due.ts';
+import { answerTo, outcomeOf } from '../../src/switchover/endpoint/gate-answer.ts';
+import type { HandlerAnswer } from '../../src/switchover/endpoint/gate-answer.ts';
 import { applyArrival } from './apply.ts';
 import { withKeyNumber } from './producer.ts';
 import { remembered } from './run.ts';

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { consumerEvidence, createEndpoint } from 'turnout';
 import { pgDatabase } from 'turnout/pg';
-import { callerRecorder } from '../../src/switchover/callers.ts';
+import { callerRecorder } from '../../src/switchover/endpoint/callers.ts';
 import { effectKeyOf } from '../../src/event/index.ts';
 import { uniqueName, waitFor } from '../support/index.ts';
 import { migrated } from '../support/migrated.ts';

@@ -9,7 +9,7 @@ import type { Stamp, TurnoutEvent } from '../../src/event/index.ts';
 import { apply, heldThatCanGoOn } from '../../src/inbox/index.ts';
 import { decide } from '../../src/inbox/decide.ts';
 import type { Gate, KnownEffect } from '../../src/inbox/decide.ts';
-import { answerTo } from '../../src/switchover/gate-answer.ts';
+import { answerTo } from '../../src/switchover/endpoint/gate-answer.ts';
 import { callHeaders } from '../../src/switchover/index.ts';
 import { pgDatabase } from '../../adapters/pg/index.ts';
 import { migrated } from '../support/migrated.ts';

@@ -11,11 +11,11 @@ import { isInTheWayOf, nextOf } from '../../src/inbox/next-held.ts';
 import type { HeldOfKey } from '../../src/inbox/next-held.ts';
 import { silentLogger } from '../../src/lifecycle/index.ts';
 import { stages } from '../../src/switchover/index.ts';
-import { adopt, claimable } from '../../src/switchover/due.ts';
-import type { OwedRow } from '../../src/switchover/due.ts';
-import { stampEvents } from '../../src/switchover/stamping.ts';
-import type { EventToStamp, KeyNumber, StampingRow } from '../../src/switchover/stamping.ts';
-import { adopt as adoptInSql, claimDue } from '../../src/switchover/sweeper.ts';
+import { adopt, claimable } from '../../src/switchover/calls/due.ts';
+import type { OwedRow } from '../../src/switchover/calls/due.ts';
+import { stampEvents } from '../../src/switchover/stages/stamping.ts';
+import type { EventToStamp, KeyNumber, StampingRow } from '../../src/switchover/stages/stamping.ts';
+import { adopt as adoptInSql, claimDue } from '../../src/switchover/calls/sweeper.ts';
 import { migrated } from '../support/migrated.ts';
 import { database } from '../support/vitest.ts';
 

@@ -13,7 +13,7 @@ import { silentLogger } from '../../src/lifecycle/index.ts';
 import type { Service } from '../../src/lifecycle/index.ts';
 import { registerEvents } from '../../src/outbox/index.ts';
 import { createRelay, outboxKeeper } from '../../src/relay/index.ts';
-import { callerRecorder } from '../../src/switchover/callers.ts';
+import { callerRecorder } from '../../src/switchover/endpoint/callers.ts';
 import {
   callHeaders,
   checkSwitchover,

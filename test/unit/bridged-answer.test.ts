@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { isDefinitiveOfBridged, isUnanswered, meaningOf } from '../../src/switchover/bridged-answer.ts';
-import { keptJson } from '../../src/switchover/kept-json.ts';
+import { isDefinitiveOfBridged, isUnanswered, meaningOf } from '../../src/switchover/calls/bridged-answer.ts';
+import { keptJson } from '../../src/switchover/calls/kept-json.ts';
 import { afterAnswer, defineSwitchover } from '../../src/switchover/index.ts';
 import type { Answered } from '../../src/switchover/index.ts';
 

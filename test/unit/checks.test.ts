@@ -1,11 +1,11 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { lowerBound, upperBound } from '../../src/switchover/bounds.ts';
-import { defaultCheckRules } from '../../src/switchover/check-rules.ts';
-import type { CheckRules } from '../../src/switchover/check-rules.ts';
-import { judge } from '../../src/switchover/checks.ts';
-import type { CheckFacts } from '../../src/switchover/checks.ts';
-import type { CheckVerdict } from '../../src/switchover/findings.ts';
+import { lowerBound, upperBound } from '../../src/switchover/checks/bounds.ts';
+import { defaultCheckRules } from '../../src/switchover/checks/check-rules.ts';
+import type { CheckRules } from '../../src/switchover/checks/check-rules.ts';
+import { judge } from '../../src/switchover/checks/checks.ts';
+import type { CheckFacts } from '../../src/switchover/checks/checks.ts';
+import type { CheckVerdict } from '../../src/switchover/checks/findings.ts';
 import { evidence, facts, shadow } from './fixtures/check-facts.ts';
 
 const rank: Record<CheckVerdict, number> = { 'not-ready': 0, inconclusive: 1, ready: 2 };

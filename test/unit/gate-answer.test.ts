@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { pauseBeforeNextLook } from '../../src/switchover/early-wait.ts';
-import { answerTo, handlerAnswer, outcomeOf } from '../../src/switchover/gate-answer.ts';
-import type { HandlerAnswer } from '../../src/switchover/gate-answer.ts';
+import { pauseBeforeNextLook } from '../../src/switchover/endpoint/early-wait.ts';
+import { answerTo, handlerAnswer, outcomeOf } from '../../src/switchover/endpoint/gate-answer.ts';
+import type { HandlerAnswer } from '../../src/switchover/endpoint/gate-answer.ts';
 import { saysNothing } from '../../src/switchover/index.ts';
 
 const own = (status: number, more: Partial<HandlerAnswer> = {}): HandlerAnswer => ({

@@ -5,8 +5,8 @@ import {
   defaultGuardrailRules,
   guardrailAction,
   guardrailWindowMs,
-} from '../../src/switchover/guardrails.ts';
-import type { GuardrailFacts, GuardrailRules } from '../../src/switchover/guardrails.ts';
+} from '../../src/switchover/checks/guardrails.ts';
+import type { GuardrailFacts, GuardrailRules } from '../../src/switchover/checks/guardrails.ts';
 import { evidence } from './fixtures/check-facts.ts';
 
 const at = '2026-01-01T00:00:00Z';

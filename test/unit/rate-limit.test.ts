@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { fullBucket, pauseBucket, rateLimiter, takeToken } from '../../src/switchover/rate-limit.ts';
+import { fullBucket, pauseBucket, rateLimiter, takeToken } from '../../src/switchover/bridge/rate-limit.ts';
 
 const rate = fc.record({
   perSecond: fc.double({ min: 0.1, max: 1_000, noNaN: true }),

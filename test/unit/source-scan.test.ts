@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { blankOut } from '../../src/cli/blank-code.ts';
-import { findSwitchover } from '../../src/cli/source-scan.ts';
+import { blankOut } from '../../src/cli/source-scan/blank-code.ts';
+import { findSwitchover } from '../../src/cli/source-scan/source-scan.ts';
 
 const found = (files: Record<string, string>, name = 'order-confirmation') =>
   findSwitchover(

@@ -11,9 +11,9 @@ import type { TurnoutConfig } from '../../config.ts';
 import type { CommandTools } from '../command-tools.ts';
 import { table } from '../output.ts';
 import type { Report } from '../output.ts';
-import { findSwitchover } from '../source-scan.ts';
-import type { SourceFile } from '../module-names.ts';
-import type { CodePlace } from '../source-scan.ts';
+import { findSwitchover } from '../source-scan/source-scan.ts';
+import type { SourceFile } from '../source-scan/module-names.ts';
+import type { CodePlace } from '../source-scan/source-scan.ts';
 
 export function addCleanupCommands(program: Command, tools: CommandTools): void {
   tools

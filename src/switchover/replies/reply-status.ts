@@ -1,5 +1,5 @@
-import { isRejected } from '../call-headers.ts';
-import type { AnsweredOutcome } from '../call-headers.ts';
+import { isRejected } from '../calls/call-headers.ts';
+import type { AnsweredOutcome } from '../calls/call-headers.ts';
 import type { KeptReply, KnownReply } from './reply-store.ts';
 
 /** What is known of the reply to one effect. */

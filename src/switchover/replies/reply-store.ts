@@ -1,9 +1,9 @@
 import type { Queryable } from '../../database/index.ts';
 import type { Route } from '../../event/index.ts';
-import type { AnsweredOutcome } from '../call-headers.ts';
-import { headersForCallers } from '../caller-headers.ts';
+import type { AnsweredOutcome } from '../calls/call-headers.ts';
+import { headersForCallers } from '../endpoint/caller-headers.ts';
 import type { RpcAnswer } from '../define-switchover.ts';
-import { keptJson } from '../kept-json.ts';
+import { keptJson } from '../calls/kept-json.ts';
 
 /** What the producer's database knows of an effect whose reply may be waited for. */
 export interface KnownReply {
