@@ -183,17 +183,21 @@ export async function claimDue(
   // `nulls first` and `number is not null` repeat what is known already: only so do both indexes serve, and a backlog of 100,000
   // calls costs under 1 ms a claim; without them it is scanned as often as it has rows.
   const { rows } = await database.query<ClaimRow>(
-    `with claimed as (
+    // The rows to claim are an expression of their own: as the inner side of a join they may be looked for again and again, and each
+    // time the limit counts anew.
+    `with due as materialized (
+       select c.effect_key from turnout.rpc_delivery c
+        where c.source = $1 and c.switchover = $2 and c.due_at <= clock_timestamp()
+          and (c.number is null or not exists (
+            select from turnout.rpc_delivery earlier
+             where earlier.consumer = c.consumer and earlier.source = c.source and earlier.topic = c.topic and earlier.key = c.key
+               and earlier.number is not null and (earlier.generation, earlier.number) < (c.generation, c.number)))
+        order by c.due_at nulls first
+        limit $4 for update skip locked
+     ), claimed as (
        update turnout.rpc_delivery d
           set due_at = clock_timestamp() + make_interval(secs => $3::float8 / 1000), attempts = d.attempts + 1
-         from (select c.effect_key from turnout.rpc_delivery c
-                where c.source = $1 and c.switchover = $2 and c.due_at <= clock_timestamp()
-                  and (c.number is null or not exists (
-                    select from turnout.rpc_delivery earlier
-                     where earlier.consumer = c.consumer and earlier.source = c.source and earlier.topic = c.topic and earlier.key = c.key
-                       and earlier.number is not null and (earlier.generation, earlier.number) < (c.generation, c.number)))
-                order by c.due_at nulls first
-                limit $4 for update skip locked) due
+         from due
         where d.effect_key = due.effect_key
        returning d.effect_key, d.xid, d.seq, d.generation, d.number, d.shadow, d.attempts)
      select c.effect_key, o.seq is not null as found, c.generation, c.number::text as number, c.shadow, c.attempts, ${eventColumns}
