@@ -16,6 +16,8 @@ export default defineConfig({
   test: {
     reporters: ['default'],
     teardownTimeout: 60_000,
+    // Most tests wait for a server, not for the processor.
+    maxWorkers: 2,
     projects: [
       {
         extends: true,
