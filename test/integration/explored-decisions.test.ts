@@ -75,7 +75,10 @@ describe('stamping', () => {
       const event = fc
         .record({ key: fc.constantFrom(...keys, null), switchovers: fc.subarray(names) })
         .filter(({ key, switchovers }) =>
-          rows.every(({ name, order }) => order === 'none' || key !== null || !switchovers.includes(name)),
+          rows.every(
+            ({ name, order, stage }) =>
+              order === 'none' || key !== null || (stage !== 'done' && !switchovers.includes(name)),
+          ),
         )
         .map((given): EventToStamp => ({ ...given, id: randomUUID(), topic: 'orders' }));
       const counted = fc

@@ -458,6 +458,30 @@ describe('done', () => {
     expect(await w.route(await w.place(2))).toBe(`email=event;epoch=${epoch};generation=1;number=2`);
   });
 
+  test.each(['key', 'none'] as const)(
+    'code that declares the switchover no more is stamped all the same: it was to be deleted (order %s)',
+    async (order) => {
+      const w = await atEvent(order);
+      const publish = async (data: string): Promise<string | null> => {
+        const { rows } = await w.from.pool.query<{ id: string }>(
+          `select turnout.publish('orders', $1, 1, 'a', $2) as id`,
+          [OrderPlaced.name, data],
+        );
+        return w.route(rows[0]!.id);
+      };
+      // Before, it is code of an older version, which makes the call by itself.
+      expect(await publish('{"step": 1}')).toBeNull();
+      const epoch = await w.change('done', { force: true });
+      const turn = order === 'key' ? ';generation=1;number=1' : '';
+      expect(await publish('{"step":  2}')).toBe(`email=event;epoch=${epoch}${turn}`);
+      // As it was given, to the blank.
+      const { rows } = await w.from.pool.query(
+        `select o.payload::text as data from turnout.outbox o order by o.seq desc limit 1`,
+      );
+      expect(rows).toEqual([{ data: '{"step":  2}' }]);
+    },
+  );
+
   test('waits for a transaction that has stamped a call, and refuses for what it owes', async () => {
     const w = await registered('key');
     const { client: tx, pid, release } = await client(w.from);

@@ -1408,6 +1408,7 @@ declare
   lock_numbers bigint[];
   lock_number bigint;
   declares boolean;
+  has_done boolean;
   is_undue boolean;
   undue record;
   counts boolean;
@@ -1430,8 +1431,9 @@ begin
          count(distinct e.id) < count(e.id),
          array_agg(distinct hashtextextended(r.topic || e'\x1f' || e.key, 7471)
                    order by hashtextextended(r.topic || e'\x1f' || e.key, 7471)) filter (where r.ordering = 'key'),
-         bool_or(cardinality(coalesce(e.switchovers, publish_events.switchovers)) > 0)
-    into is_source, bad_place, repeated_id, lock_numbers, declares
+         bool_or(cardinality(coalesce(e.switchovers, publish_events.switchovers)) > 0),
+         exists (select from turnout.switchover s where s.source = publish_events.source and s.stage = 'done')
+    into is_source, bad_place, repeated_id, lock_numbers, declares, has_done
     from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[]))
       with ordinality as e (id, type, version, key, data, headers, switchovers, place)
     left join turnout.event_type r on r.name = e.type and r.version = e.version
@@ -1450,6 +1452,19 @@ begin
   if cardinality(lock_numbers) > 1000 then
     raise exception 'One transaction asked for the locks of % keys.', cardinality(lock_numbers)
       using errcode = 'TU006', detail = json_build_object('keys', cardinality(lock_numbers), 'limit', 1000)::text;
+  end if;
+  if has_done then
+    -- What is done stays declared, whatever the code says: it may be deleted, and the consumer would only observe an event without a route.
+    select json_agg(json_build_object('id', e.id, 'type', e.type, 'version', e.version, 'key', e.key, 'data', e.data, 'headers', e.headers,
+                                      'switchovers', array(select d.name from unnest(coalesce(e.switchovers, publish_events.switchovers)) as d (name)
+                                                           union
+                                                           select s.name from turnout.switchover s
+                                                             where s.source = publish_events.source and s.stage = 'done' and e.type = any (s.event_types)))
+                    order by e.place)
+      into publish_events.events
+      from rows from (json_to_recordset(publish_events.events) as (id uuid, type text, version integer, key text, data json, headers jsonb, switchovers text[]))
+        with ordinality as e (id, type, version, key, data, headers, switchovers, place);
+    declares := exists (select from json_to_recordset(publish_events.events) as e (switchovers text[]) where cardinality(e.switchovers) > 0);
   end if;
   if declares then
     select bool_or(s.name is null or not e.type = any (s.event_types)), bool_or(s.ordering = 'key') into is_undue, counts

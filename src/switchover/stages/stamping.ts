@@ -48,7 +48,11 @@ export interface Stamped {
   readonly owed: readonly string[];
 }
 
-/** Stamps the events of one `publish`, in the order given; `rows` and `numbers` as the publishing statement sees them. */
+/**
+ * Stamps the events of one `publish`, in the order given; `rows` (of switchovers that have the events' type) and `numbers` as the
+ * publishing statement sees them. What is done stays declared, whatever the code says: it may be deleted, and the consumer would only
+ * observe an event without a route.
+ */
 export function stampEvents(given: {
   readonly rows: readonly StampingRow[];
   readonly numbers: readonly KeyNumber[];
@@ -57,7 +61,7 @@ export function stampEvents(given: {
   const counted = new Map<string, KeyNumber>();
   const stamps = given.events.map((event) =>
     given.rows
-      .filter((row) => event.switchovers.includes(row.name))
+      .filter((row) => event.switchovers.includes(row.name) || row.stage === 'done')
       .map((row): EventStamp => {
         const number = row.order === 'key' ? nextNumber(row, event, given.numbers, counted) : undefined;
         return {
