@@ -14,7 +14,11 @@ export interface ErrorKind {
 export const errorKinds = {
   // Definitions and configuration
   TURNOUT_DEFINITION_INVALID: { retryable: false, remedy: 'Correct the definition at the path given.' },
-  TURNOUT_CONFIG_INVALID: { retryable: false, remedy: 'Correct turnout.config.ts as the message says.' },
+  TURNOUT_CONFIG_INVALID: {
+    retryable: false,
+    remedy:
+      'Do as the message says, in the folder of the service that the command is about, or name its file with --config.',
+  },
   TURNOUT_SOURCE_UNREGISTERED: {
     retryable: false,
     sqlState: 'TU001',
