@@ -196,7 +196,7 @@ function quietConsumer(facts: CheckFacts, { maxHeldMs }: Limits): Finding[] {
     atMost('parked', evidence.parked, 0, {
       what: 'events are parked',
       remedy:
-        'Correct the handler, then `select turnout.retry_parked(…)`, or skip them: `turnout.skip_parked(…)` (docs/inbox.md).',
+        'Correct the handler; then, in the consumer’s database, `select turnout.retry_parked(…)`, or `turnout.skip_parked(…)` (docs/consumer.md).',
     }),
     evidence.waitingMs > maxHeldMs
       ? not(

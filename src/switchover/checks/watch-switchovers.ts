@@ -226,7 +226,9 @@ function send<Tx>({ onAlert }: GuardrailOptions<Tx>, logger: Logger, alert: Aler
   if (alert.kind === 'sighted') logger.info('The guardrails can see a consumer again.', fields);
   else
     logger.warn(
-      alert.kind === 'stepped-back' ? 'A switchover was stepped back.' : 'A guardrail has something to say.',
+      alert.kind === 'stepped-back'
+        ? 'A switchover was stepped back. What went as events and had no effect yet: `turnout switch <name> rpc --redrive`.'
+        : 'A guardrail has something to say.',
       fields,
     );
   if (onAlert === undefined) return;
