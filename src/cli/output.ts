@@ -79,7 +79,10 @@ function findingsOf(details: unknown): string {
   if (!Array.isArray(findings)) return '';
   return (findings as { check: string; verdict: string; why: string; remedy: string }[])
     .filter(({ verdict }) => verdict !== 'ready')
-    .map(({ check, verdict, why, remedy }) => `  - ${check}: ${verdict}: ${why}${remedy === '' ? '' : `. ${remedy}`}\n`)
+    .map(({ check, verdict, why, remedy }) => {
+      const sentence = remedy === '' ? why : `${why.replace(/\.?$/, '.')} ${remedy}`;
+      return `  - ${check}: ${verdict}: ${sentence}\n`;
+    })
     .join('');
 }
 
