@@ -221,7 +221,6 @@ async function holdIt(
   reason: HoldReason,
   error?: TurnoutError,
 ): Promise<'held' | 'repeated'> {
-  if (reason === 'early' && failpoint('consumer.drop-early')) return 'held';
   const more = error === undefined ? {} : { error: describeError(error) };
   return setAside(tx, message, holdKeyOf(arrival, reaction.event), reason, more);
 }

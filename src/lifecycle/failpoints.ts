@@ -11,7 +11,6 @@ export const failpoints = {
   'relay.accept-sequence-cache': 'starts although the sequence of the outbox caches numbers',
   'calls.trust-any-answer': 'takes every answer for the end of a call, whoever gave it',
   'calls.no-sweeper': 'makes no call again that was left behind',
-  'consumer.drop-early': 'passes over an event whose turn has not come, instead of holding it',
   'consumer.position-before-effect': 'commits the position in a transaction of its own, a moment before the effect',
 } as const;
 
